@@ -1,0 +1,110 @@
+//! The async side of the engine: submit a request, read its events, cancel by dropping.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc;
+
+use tokio::sync::mpsc as tokio_mpsc;
+
+use crate::info::EngineInfo;
+use crate::request::{Event, GenerateRequest, SubmitError};
+use crate::stats::EngineStats;
+
+/// A message to the engine thread.
+pub(crate) enum Command {
+    Submit(GenerateRequest, tokio_mpsc::UnboundedSender<Event>),
+    Abort(String),
+    Shutdown,
+}
+
+/// What handles and the engine thread share besides the command queue.
+#[derive(Default)]
+pub(crate) struct Shared {
+    /// Requests accepted and not yet finished.
+    pub(crate) live: AtomicUsize,
+    /// Set once no new request is taken.
+    pub(crate) closed: AtomicBool,
+}
+
+/// A cheap, clonable way to reach the engine thread.
+#[derive(Clone)]
+pub struct EngineHandle {
+    pub(crate) commands: mpsc::Sender<Command>,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) info: Arc<EngineInfo>,
+    pub(crate) stats: Arc<EngineStats>,
+}
+
+/// The events of one request; dropping it cancels the request.
+pub struct EventStream {
+    events: tokio_mpsc::UnboundedReceiver<Event>,
+    request_id: String,
+    commands: mpsc::Sender<Command>,
+}
+
+impl EngineHandle {
+    /// What is being served.
+    pub fn info(&self) -> &Arc<EngineInfo> {
+        &self.info
+    }
+
+    /// Counters and histograms of the engine.
+    pub fn stats(&self) -> &Arc<EngineStats> {
+        &self.stats
+    }
+
+    /// Requests accepted and not yet finished.
+    pub fn num_live(&self) -> usize {
+        self.shared.live.load(Ordering::Acquire)
+    }
+
+    /// Queues a request.
+    ///
+    /// # Errors
+    /// [`SubmitError::Invalid`] for a value out of range, [`SubmitError::Full`] if too many requests wait,
+    /// [`SubmitError::Closed`] once shutdown has begun.
+    pub fn submit(&self, request: GenerateRequest) -> Result<EventStream, SubmitError> {
+        if self.shared.closed.load(Ordering::Acquire) {
+            return Err(SubmitError::Closed);
+        }
+        self.info.check(&request)?;
+        let limit = self.info.max_live_requests;
+        if self.shared.live.fetch_add(1, Ordering::AcqRel) >= limit {
+            self.shared.live.fetch_sub(1, Ordering::AcqRel);
+            return Err(SubmitError::Full { limit });
+        }
+        let request_id = request.request_id.clone();
+        let (sender, events) = tokio_mpsc::unbounded_channel();
+        if self.commands.send(Command::Submit(request, sender)).is_err() {
+            self.shared.live.fetch_sub(1, Ordering::AcqRel);
+            return Err(SubmitError::Closed);
+        }
+        Ok(EventStream { events, request_id, commands: self.commands.clone() })
+    }
+
+    /// Takes no new request, lets the running ones finish, then ends the engine thread.
+    pub fn shutdown(&self) {
+        self.shared.closed.store(true, Ordering::Release);
+        // A closed channel means that the thread has ended already.
+        let _ = self.commands.send(Command::Shutdown);
+    }
+}
+
+impl EventStream {
+    /// The next event, `None` after the last.
+    pub async fn next(&mut self) -> Option<Event> {
+        self.events.recv().await
+    }
+
+    /// The next event, blocking; for callers without a runtime.
+    pub fn blocking_next(&mut self) -> Option<Event> {
+        self.events.blocking_recv()
+    }
+}
+
+impl Drop for EventStream {
+    fn drop(&mut self) {
+        // Harmless if the request has ended: the engine ignores ids that it does not know.
+        let _ = self.commands.send(Command::Abort(std::mem::take(&mut self.request_id)));
+    }
+}

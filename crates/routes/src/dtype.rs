@@ -1,0 +1,56 @@
+//! The width of an expert id.
+
+/// The dtype of expert ids: fixed by the model, never by the ids that happen to occur.
+///
+/// A dtype chosen from the largest id of a payload makes deltas of one conversation differ in width,
+/// which has corrupted trainers that pack them together (prime-rl#2487).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ExpertDtype {
+    /// One byte an id.
+    U8,
+    /// Two bytes an id, little-endian.
+    U16,
+}
+
+impl ExpertDtype {
+    /// The dtype of a model with `num_experts` routed experts: `uint8` up to 256 of them.
+    pub fn for_num_experts(num_experts: usize) -> Self {
+        if num_experts <= 256 { Self::U8 } else { Self::U16 }
+    }
+
+    /// Bytes an id.
+    pub fn itemsize(self) -> usize {
+        match self {
+            Self::U8 => 1,
+            Self::U16 => 2,
+        }
+    }
+
+    /// The NumPy name, as on the wire.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::U8 => "uint8",
+            Self::U16 => "uint16",
+        }
+    }
+
+    /// The NumPy array-protocol descriptor, as in a `.npy` header.
+    pub fn npy_descr(self) -> &'static str {
+        match self {
+            Self::U8 => "|u1",
+            Self::U16 => "<u2",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn depends_on_the_number_of_experts_alone() {
+        for (num_experts, expect) in [(1, "uint8"), (256, "uint8"), (257, "uint16"), (512, "uint16")] {
+            assert_eq!(ExpertDtype::for_num_experts(num_experts).name(), expect);
+        }
+    }
+}

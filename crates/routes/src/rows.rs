@@ -1,0 +1,112 @@
+//! Rows of consecutive positions, ready to be sent.
+
+use crate::layout::RowLayout;
+use crate::span::TokenSpan;
+
+/// The rows of consecutive absolute positions, `[rows, num_layers, top_k]`, C order, little-endian.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExpertRows {
+    start: usize,
+    layout: RowLayout,
+    data: Vec<u8>,
+}
+
+/// Why bytes are not rows.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RowsError {
+    /// The byte count is no whole number of rows.
+    #[error("{bytes} bytes are no whole number of rows of {row_bytes} bytes")]
+    PartialRow {
+        /// Bytes given.
+        bytes: usize,
+        /// Bytes of one row.
+        row_bytes: usize,
+    },
+}
+
+impl ExpertRows {
+    /// Rows from position `start` on.
+    ///
+    /// # Errors
+    /// [`RowsError::PartialRow`] if `data` is no whole number of rows.
+    pub fn new(start: usize, layout: RowLayout, data: Vec<u8>) -> Result<Self, RowsError> {
+        let row_bytes = layout.row_bytes();
+        let whole = if row_bytes == 0 { data.is_empty() } else { data.len().is_multiple_of(row_bytes) };
+        if !whole {
+            return Err(RowsError::PartialRow { bytes: data.len(), row_bytes });
+        }
+        Ok(Self { start, layout, data })
+    }
+
+    /// Absolute position of the first row.
+    pub fn start(&self) -> usize {
+        self.start
+    }
+
+    /// Number of rows.
+    pub fn num_rows(&self) -> usize {
+        self.data.len().checked_div(self.layout.row_bytes()).unwrap_or(0)
+    }
+
+    /// The positions covered.
+    pub fn span(&self) -> TokenSpan {
+        TokenSpan::new(self.start, self.start + self.num_rows())
+    }
+
+    /// Axis sizes and dtype.
+    pub fn layout(&self) -> RowLayout {
+        self.layout
+    }
+
+    /// `[rows, num_layers, top_k]`.
+    pub fn shape(&self) -> [usize; 3] {
+        [self.num_rows(), self.layout.num_layers, self.layout.top_k]
+    }
+
+    /// The bytes, C order, little-endian.
+    pub fn data(&self) -> &[u8] {
+        &self.data
+    }
+
+    /// The ids at absolute `position` and `layer`, widened.
+    ///
+    /// Returns `None` outside the rows.
+    pub fn ids(&self, position: usize, layer: usize) -> Option<Vec<u16>> {
+        let row = position.checked_sub(self.start).filter(|row| *row < self.num_rows())?;
+        if layer >= self.layout.num_layers {
+            return None;
+        }
+        let size = self.layout.dtype.itemsize();
+        let first = (row * self.layout.num_layers + layer) * self.layout.top_k * size;
+        let cell = &self.data[first..first + self.layout.top_k * size];
+        Some(match size {
+            1 => cell.iter().map(|id| u16::from(*id)).collect(),
+            _ => cell.chunks_exact(2).map(|id| u16::from_le_bytes([id[0], id[1]])).collect(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dtype::ExpertDtype;
+
+    #[test]
+    fn ids_are_found_by_absolute_position() {
+        let layout = RowLayout { num_layers: 2, top_k: 2, dtype: ExpertDtype::U16 };
+        let data = (0u16..8).flat_map(|id| (id + 300).to_le_bytes()).collect();
+        let rows = ExpertRows::new(5, layout, data).unwrap();
+        assert_eq!(rows.span(), TokenSpan::new(5, 7));
+        assert_eq!(rows.ids(6, 1), Some(vec![306, 307]));
+        assert_eq!(rows.ids(4, 0), None);
+        assert_eq!(rows.ids(7, 0), None);
+    }
+
+    #[test]
+    fn a_partial_row_is_refused() {
+        let layout = RowLayout { num_layers: 2, top_k: 2, dtype: ExpertDtype::U8 };
+        let error = ExpertRows::new(0, layout, vec![0; 7]).unwrap_err();
+        assert_eq!(error.to_string(), "7 bytes are no whole number of rows of 4 bytes");
+    }
+}
