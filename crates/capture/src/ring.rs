@@ -1,0 +1,87 @@
+//! Ids of every KV slot, kept beside the KV.
+
+use moetrail_routes::ExpertDtype;
+
+use crate::layout::RingLayout;
+
+/// The cells of a ring, `[num_slots, moe_layers, top_k]`, in the model's dtype.
+#[derive(Debug)]
+pub enum Cells {
+    /// One byte an id.
+    U8(Vec<u8>),
+    /// Two bytes an id.
+    U16(Vec<u16>),
+}
+
+/// The ring in host memory: the CPU backend's. One long-lived allocation, one row per KV slot, written by the router.
+#[derive(Debug)]
+pub struct CaptureRing {
+    layout: RingLayout,
+    block_size: usize,
+    cells: Cells,
+}
+
+impl CaptureRing {
+    /// A ring for `num_blocks` blocks of `block_size` slots.
+    ///
+    /// Rows of slots that were never written are not valid, and no plan names them.
+    pub fn new(layout: RingLayout, num_blocks: usize, block_size: usize) -> Self {
+        let len = num_blocks * block_size * layout.num_moe_layers() * layout.top_k();
+        let cells = match layout.dtype() {
+            ExpertDtype::U8 => Cells::U8(vec![0; len]),
+            ExpertDtype::U16 => Cells::U16(vec![0; len]),
+        };
+        Self { layout, block_size, cells }
+    }
+
+    /// Axis sizes of a row.
+    pub fn layout(&self) -> &RingLayout {
+        &self.layout
+    }
+
+    /// Slots in a block.
+    pub fn block_size(&self) -> usize {
+        self.block_size
+    }
+
+    /// Size of the allocation.
+    pub fn bytes(&self) -> usize {
+        match &self.cells {
+            Cells::U8(cells) => cells.len(),
+            Cells::U16(cells) => cells.len() * 2,
+        }
+    }
+
+    /// The cells, for the router to write.
+    pub fn cells_mut(&mut self) -> &mut Cells {
+        &mut self.cells
+    }
+
+    /// Ids per row.
+    fn row_len(&self) -> usize {
+        self.layout.num_moe_layers() * self.layout.top_k()
+    }
+
+    /// Copies a block's rows to another block: the row half of a copy-on-write.
+    pub fn copy_block(&mut self, from: u32, to: u32) {
+        let len = self.block_size * self.row_len();
+        let (from, to) = (from as usize * len, to as usize * len);
+        match &mut self.cells {
+            Cells::U8(cells) => cells.copy_within(from..from + len, to),
+            Cells::U16(cells) => cells.copy_within(from..from + len, to),
+        }
+    }
+
+    /// Copies the rows of consecutive slots to host bytes, little-endian.
+    pub(crate) fn read(&self, first_slot: usize, to: &mut [u8]) {
+        let first = first_slot * self.row_len();
+        match &self.cells {
+            Cells::U8(cells) => to.copy_from_slice(&cells[first..first + to.len()]),
+            Cells::U16(cells) => {
+                for (id, to) in cells[first..first + to.len() / 2].iter().zip(to.chunks_exact_mut(2)) {
+                    to.copy_from_slice(&id.to_le_bytes());
+                }
+            }
+        }
+    }
+}

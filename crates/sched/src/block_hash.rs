@@ -1,0 +1,56 @@
+//! The names of cached blocks: a chain over everything that decides a block's KV.
+
+use xxhash_rust::xxh3::Xxh3;
+
+/// The 128-bit chain hash of a full block: its tokens, all tokens before it, and the scope of the cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct BlockHash(u128);
+
+/// What separates one prefix cache from another.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct CacheScope {
+    /// The client's `cache_salt`.
+    pub salt: Option<String>,
+    /// Bumped whenever all KV becomes stale (weight update, reset).
+    pub epoch: u64,
+}
+
+impl BlockHash {
+    /// The parent of a sequence's first block.
+    pub fn root(scope: &CacheScope) -> Self {
+        let mut hasher = Xxh3::new();
+        hasher.update(&scope.epoch.to_le_bytes());
+        // An absent salt and an empty one must differ.
+        hasher.update(&[u8::from(scope.salt.is_some())]);
+        hasher.update(scope.salt.as_deref().unwrap_or_default().as_bytes());
+        Self(hasher.digest128())
+    }
+
+    /// The hash of the block that holds `tokens` and follows this one.
+    pub fn child(self, tokens: &[u32]) -> Self {
+        let mut hasher = Xxh3::new();
+        hasher.update(&self.0.to_le_bytes());
+        for token in tokens {
+            hasher.update(&token.to_le_bytes());
+        }
+        Self(hasher.digest128())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scope_and_history_separate_equal_tokens() {
+        let scope = |salt: Option<&str>, epoch| CacheScope { salt: salt.map(str::to_owned), epoch };
+        let roots =
+            [scope(None, 0), scope(Some(""), 0), scope(Some("a"), 0), scope(None, 1)].map(|s| BlockHash::root(&s));
+        for (i, a) in roots.iter().enumerate() {
+            for b in &roots[i + 1..] {
+                assert_ne!(a.child(&[1, 2]), b.child(&[1, 2]));
+            }
+        }
+        assert_ne!(roots[0].child(&[1]).child(&[2]), roots[0].child(&[2]).child(&[1]));
+    }
+}

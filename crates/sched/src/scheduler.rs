@@ -1,0 +1,339 @@
+//! Continuous batching under one token budget: decode first, chunked prefill, preemption by recompute.
+
+use std::collections::BTreeSet;
+
+use rustc_hash::FxHashMap;
+
+use crate::batch::{Batch, BlockCopy, Scheduled};
+use crate::block_pool::BlockPool;
+use crate::sequence::{NewSequence, SeqId, Sequence, ServiceKey};
+
+/// Limits, fixed at start.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SchedulerConfig {
+    /// Tokens in a block.
+    pub block_size: usize,
+    /// Blocks in the pool.
+    pub num_blocks: usize,
+    /// Sequences that run at once, at most.
+    pub max_num_seqs: usize,
+    /// Tokens in a step, at most.
+    pub max_num_batched_tokens: usize,
+    /// Whether full blocks are kept for later prompts.
+    pub enable_prefix_caching: bool,
+}
+
+/// Decides what each step computes, and owns the block pool.
+///
+/// The step path is: [`schedule`](Self::schedule), forward, [`commit`](Self::commit), then for each sequence that
+/// samples [`push_token`](Self::push_token), [`fork`](Self::fork) or [`remove`](Self::remove).
+#[derive(Debug)]
+pub struct Scheduler {
+    config: SchedulerConfig,
+    pool: BlockPool,
+    seqs: FxHashMap<SeqId, Sequence>,
+    /// In service order; the last is the first to be preempted.
+    running: BTreeSet<ServiceKey>,
+    /// In service order. Preempted sequences come back here, and their key puts them before later arrivals.
+    waiting: BTreeSet<ServiceKey>,
+    next_id: u64,
+}
+
+impl Scheduler {
+    /// An idle scheduler over an empty pool.
+    pub fn new(config: SchedulerConfig) -> Self {
+        let num_blocks = u32::try_from(config.num_blocks).expect("slots are numbered by u32, so blocks are, too");
+        Self {
+            config,
+            pool: BlockPool::new(num_blocks),
+            seqs: FxHashMap::default(),
+            running: BTreeSet::new(),
+            waiting: BTreeSet::new(),
+            next_id: 0,
+        }
+    }
+
+    /// The limits.
+    pub fn config(&self) -> &SchedulerConfig {
+        &self.config
+    }
+
+    /// The block pool.
+    pub fn pool(&self) -> &BlockPool {
+        &self.pool
+    }
+
+    /// Sequences with a seat.
+    pub fn num_running(&self) -> usize {
+        self.running.len()
+    }
+
+    /// Sequences without a seat.
+    pub fn num_waiting(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// Whether any sequence is left.
+    pub fn is_idle(&self) -> bool {
+        self.seqs.is_empty()
+    }
+
+    /// A live sequence.
+    pub fn get(&self, seq: SeqId) -> Option<&Sequence> {
+        self.seqs.get(&seq)
+    }
+
+    /// Queues a prompt.
+    pub fn add(&mut self, new: NewSequence) -> SeqId {
+        let id = self.fresh_id();
+        let seq = Sequence {
+            id,
+            request: new.request,
+            choice: 0,
+            priority: new.priority,
+            prompt_len: new.prompt.len(),
+            tokens: new.prompt,
+            seats: new.num_choices.max(1),
+            num_computed_tokens: 0,
+            num_scheduled_tokens: 0,
+            max_computed_tokens: 0,
+            num_cached_tokens: None,
+            read_prefix_cache: new.read_prefix_cache && self.config.enable_prefix_caching,
+            blocks: Vec::new(),
+            hashes: vec![new.cache_root],
+            num_published_blocks: 0,
+        };
+        self.waiting.insert(seq.key());
+        self.seqs.insert(id, seq);
+        id
+    }
+
+    /// Plans one step into `batch`.
+    ///
+    /// `before_release` is called for every sequence about to lose its blocks, while it still has them: that is when
+    /// its rows are drained. Nothing of this step has been written by then.
+    pub fn schedule(&mut self, batch: &mut Batch, before_release: &mut dyn FnMut(&Sequence, &BlockPool)) {
+        batch.clear();
+        let mut budget = self.config.max_num_batched_tokens;
+        let order: Vec<ServiceKey> = self.running.iter().copied().collect();
+        let is_decode =
+            |this: &Self, key: &ServiceKey| this.seqs.get(&key.3).is_some_and(|seq| seq.num_pending_tokens() == 1);
+        for decode in [true, false] {
+            for key in &order {
+                // A sequence may have been preempted, or served by the first pass.
+                let unserved = self.running.contains(key) && self.seqs[&key.3].num_scheduled_tokens == 0;
+                if budget > 0 && unserved && is_decode(self, key) == decode {
+                    budget -= self.schedule_running(*key, budget, batch, before_release);
+                }
+            }
+        }
+        // Blocks are short after a preemption: admitting now would only preempt again.
+        if batch.num_preempted == 0 {
+            self.admit(budget, batch);
+        }
+    }
+
+    /// Gives a running sequence its tokens; preempts later, unserved ones for blocks. Returns the tokens spent.
+    fn schedule_running(
+        &mut self,
+        key: ServiceKey,
+        budget: usize,
+        batch: &mut Batch,
+        before_release: &mut dyn FnMut(&Sequence, &BlockPool),
+    ) -> usize {
+        let tokens = self.seqs[&key.3].num_pending_tokens().min(budget);
+        while !self.reserve(key.3, tokens, &mut batch.copies) {
+            let victim = self.running.iter().rev().find(|key| self.seqs[&key.3].num_scheduled_tokens == 0);
+            let victim = *victim.expect("the sequence itself is running and unserved");
+            if victim < key {
+                // Only older sequences are left; they keep their blocks, and this one waits for its turn.
+                return 0;
+            }
+            self.preempt(victim, before_release);
+            batch.num_preempted += 1;
+            if victim == key {
+                return 0;
+            }
+        }
+        self.emit(key.3, tokens, batch);
+        tokens
+    }
+
+    /// Seats waiting sequences while there is room, in service order.
+    fn admit(&mut self, mut budget: usize, batch: &mut Batch) {
+        while budget > 0 {
+            let Some(key) = self.waiting.first().copied() else { break };
+            let seats: usize = self.running.iter().map(|key| self.seqs[&key.3].seats).sum();
+            if seats + self.seqs[&key.3].seats > self.config.max_num_seqs {
+                break;
+            }
+            self.acquire_cached(key.3);
+            let tokens = self.seqs[&key.3].num_pending_tokens().min(budget);
+            if !self.reserve(key.3, tokens, &mut batch.copies) {
+                self.release_blocks(key.3);
+                break;
+            }
+            self.waiting.remove(&key);
+            self.running.insert(key);
+            let seq = self.seqs.get_mut(&key.3).expect("a waiting sequence is live");
+            if seq.num_cached_tokens.is_none() {
+                seq.num_cached_tokens = Some(seq.num_computed_tokens);
+            }
+            self.emit(key.3, tokens, batch);
+            budget -= tokens;
+        }
+    }
+
+    /// Refers to cached blocks that hold the first tokens; at least one token is left to compute.
+    fn acquire_cached(&mut self, id: SeqId) {
+        let block_size = self.config.block_size;
+        let seq = self.seqs.get_mut(&id).expect("a waiting sequence is live");
+        debug_assert!(seq.blocks.is_empty(), "a sequence without a seat holds no block");
+        if !seq.read_prefix_cache {
+            return;
+        }
+        for index in 0..(seq.tokens.len() - 1) / block_size {
+            let hash = seq.block_hash(index, block_size);
+            let Some(block) = self.pool.acquire(hash) else { break };
+            seq.blocks.push(block);
+        }
+        seq.num_computed_tokens = seq.blocks.len() * block_size;
+        seq.num_published_blocks = seq.blocks.len();
+    }
+
+    /// Makes every slot of the next `tokens` positions writable by this sequence alone; all or nothing.
+    fn reserve(&mut self, id: SeqId, tokens: usize, copies: &mut Vec<BlockCopy>) -> bool {
+        let block_size = self.config.block_size;
+        let seq = self.seqs.get_mut(&id).expect("only live sequences are scheduled");
+        let needed = (seq.num_computed_tokens + tokens).div_ceil(block_size);
+        let fresh = needed.saturating_sub(seq.blocks.len());
+        // A partly filled last block may be shared with other choices of the request: it must not be written.
+        let tail = seq.num_computed_tokens / block_size;
+        let shared = seq.blocks.get(tail).copied().filter(|block| self.pool.refs(block.id) > 1);
+        if fresh + usize::from(shared.is_some()) > self.pool.num_free() {
+            return false;
+        }
+        let mut take = || self.pool.allocate(seq.request).expect("the free blocks were counted");
+        let copy = shared.map(|from| (from, take()));
+        seq.blocks.extend((0..fresh).map(|_| take()));
+        if let Some((from, to)) = copy {
+            seq.blocks[tail] = to;
+            self.pool.release(from);
+            copies.push(BlockCopy { from: from.id, to: to.id });
+        }
+        true
+    }
+
+    /// Writes a sequence's rows into the batch.
+    fn emit(&mut self, id: SeqId, tokens: usize, batch: &mut Batch) {
+        let block_size = self.config.block_size;
+        let seq = self.seqs.get_mut(&id).expect("only live sequences are scheduled");
+        let (start, first_row, first_block) =
+            (seq.num_computed_tokens, batch.token_ids.len(), batch.block_tables.len());
+        let end = start + tokens;
+        batch.token_ids.extend_from_slice(&seq.tokens[start..end]);
+        for position in start..end {
+            let block = seq.blocks[position / block_size].id;
+            batch.positions.push(position as u32);
+            batch.slot_mapping.push(block * block_size as u32 + (position % block_size) as u32);
+        }
+        batch.block_tables.extend(seq.blocks.iter().map(|block| block.id));
+        batch.scheduled.push(Scheduled {
+            seq: id,
+            rows: first_row..batch.token_ids.len(),
+            first_position: start,
+            blocks: first_block..batch.block_tables.len(),
+            samples: end == seq.tokens.len(),
+            num_recomputed: seq.max_computed_tokens.min(end).saturating_sub(start),
+        });
+        seq.num_scheduled_tokens = tokens;
+    }
+
+    /// Takes a sequence's blocks away; it starts over when it is seated again.
+    fn preempt(&mut self, key: ServiceKey, before_release: &mut dyn FnMut(&Sequence, &BlockPool)) {
+        before_release(&self.seqs[&key.3], &self.pool);
+        self.running.remove(&key);
+        self.release_blocks(key.3);
+        self.waiting.insert(key);
+    }
+
+    fn release_blocks(&mut self, id: SeqId) {
+        let seq = self.seqs.get_mut(&id).expect("only live sequences hold blocks");
+        // The last block first: what many prompts share is then reused last.
+        for block in seq.blocks.drain(..).rev() {
+            self.pool.release(block);
+        }
+        seq.num_computed_tokens = 0;
+        seq.num_published_blocks = 0;
+    }
+
+    /// The step has been computed: counters move on, and full blocks become matchable.
+    pub fn commit(&mut self, batch: &Batch) {
+        let block_size = self.config.block_size;
+        for scheduled in &batch.scheduled {
+            let Some(seq) = self.seqs.get_mut(&scheduled.seq) else { continue };
+            seq.num_computed_tokens += seq.num_scheduled_tokens;
+            seq.num_scheduled_tokens = 0;
+            seq.max_computed_tokens = seq.max_computed_tokens.max(seq.num_computed_tokens);
+            if !self.config.enable_prefix_caching {
+                continue;
+            }
+            for index in seq.num_published_blocks..seq.num_computed_tokens / block_size {
+                let hash = seq.block_hash(index, block_size);
+                self.pool.publish(seq.blocks[index], hash);
+                seq.num_published_blocks = index + 1;
+            }
+        }
+    }
+
+    /// Appends a sampled token; its KV follows in the next step.
+    pub fn push_token(&mut self, id: SeqId, token: u32) {
+        if let Some(seq) = self.seqs.get_mut(&id) {
+            seq.tokens.push(token);
+        }
+    }
+
+    /// Splits a running sequence whose prompt is computed into its choices. They share its blocks until they write.
+    ///
+    /// Returns the new sequences, choice 1 first.
+    pub fn fork(&mut self, id: SeqId) -> Vec<SeqId> {
+        let Some(parent) = self.seqs.get_mut(&id) else { return Vec::new() };
+        let choices = std::mem::replace(&mut parent.seats, 1);
+        let parent = parent.clone();
+        (1..choices)
+            .map(|choice| {
+                let child = Sequence { id: self.fresh_id(), choice, ..parent.clone() };
+                for block in &child.blocks {
+                    self.pool.share(*block);
+                }
+                let id = child.id;
+                self.running.insert(child.key());
+                self.seqs.insert(id, child);
+                id
+            })
+            .collect()
+    }
+
+    /// Ends a sequence and releases its blocks. Returns it as it was, with its blocks for the record.
+    pub fn remove(&mut self, id: SeqId) -> Option<Sequence> {
+        let snapshot = self.seqs.get(&id)?.clone();
+        self.release_blocks(id);
+        self.running.remove(&snapshot.key());
+        self.waiting.remove(&snapshot.key());
+        self.seqs.remove(&id);
+        Some(snapshot)
+    }
+
+    /// Checks the pool against what the sequences hold.
+    ///
+    /// # Errors
+    /// A sentence saying what disagrees.
+    pub fn check_integrity(&self) -> Result<(), String> {
+        self.pool.check_integrity(self.seqs.values().flat_map(|seq| seq.blocks.iter().copied()))
+    }
+
+    fn fresh_id(&mut self) -> SeqId {
+        self.next_id += 1;
+        SeqId(self.next_id)
+    }
+}
