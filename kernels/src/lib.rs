@@ -1,1 +1,42 @@
-//! placeholder
+//! Every hot operation of the engine, on CPU (AVX-512, AVX2 and portable forms, chosen once) beneath candle tensors.
+//!
+//! The kernels are batch-invariant: the order in which an output element is summed depends on the layer's shape (and,
+//! in attention, on absolute key positions) alone, never on the number of rows, the threads, the chunk or the block
+//! size. A row computed alone has the same bits as the row computed in any batch.
+//!
+//! This is the only crate that knows pointers and vector instructions. `reference` holds the obvious form of each
+//! operation, the truth of the tests.
+
+mod activation;
+mod attention;
+mod buffer;
+mod error;
+mod expert_ffn;
+mod experts;
+mod form;
+mod kv;
+mod linear;
+mod norm;
+mod packed;
+pub mod pool;
+mod qkv;
+pub mod reference;
+mod rope;
+mod router;
+mod tensor;
+mod weights;
+
+pub use activation::{silu_and_mul, silu_and_mul_rows};
+pub use attention::{AttentionShape, SeqSpan, attention, paged_attention};
+pub use error::KernelError;
+pub use expert_ffn::{expert_ffn, experts_rows};
+pub use experts::{PackedExperts, PackedExpertsBuilder};
+pub use form::Form;
+pub use kv::{KvPool, LayerKv};
+pub use linear::{Linear, embedding, linear};
+pub use norm::{rms_norm, rms_norm_rows};
+pub use packed::{PANEL, PackedMatrix, PackedMatrixBuilder};
+pub use qkv::{QkNorm, QkvCall, qkv_rope_store};
+pub use rope::RopeTable;
+pub use router::{RingCells, RingWrite, RouterConfig, RouterWeight, Routing, route, select};
+pub use weights::{WeightDtype, WeightView};

@@ -1,0 +1,126 @@
+use std::ops::Range;
+
+use candle_core::{Device, Result, Tensor};
+
+use crate::error::{KernelError, check_index, check_shape};
+use crate::form::Form;
+use crate::kv::LayerKv;
+use crate::reference;
+use crate::tensor::with_rows;
+
+const OP: &str = "paged_attention";
+
+/// The attention of one layer.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AttentionShape {
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads; `heads / kv_heads` neighbouring query heads share one.
+    pub kv_heads: usize,
+    /// Elements of a head.
+    pub head_dim: usize,
+    /// Multiplies every score.
+    pub scale: f32,
+    /// Sliding window: key `j` is visible to query `i` iff `i - j < window`.
+    pub window: Option<usize>,
+    /// Queries, keys and values are clamped to `[-clip, clip]` before the rotation (OLMoE).
+    pub clip_qkv: Option<f32>,
+}
+
+impl AttentionShape {
+    /// Elements of a row of queries.
+    pub fn q_width(&self) -> usize {
+        self.heads * self.head_dim
+    }
+
+    /// Query heads that share one key and value head.
+    pub(crate) fn group(&self) -> usize {
+        self.heads / self.kv_heads.max(1)
+    }
+
+    /// First key position a query sees.
+    pub(crate) fn first_visible(&self, position: usize) -> usize {
+        self.window.map_or(0, |window| (position + 1).saturating_sub(window.max(1)))
+    }
+
+    pub(crate) fn check(&self, op: &'static str, kv: &LayerKv<'_>) -> std::result::Result<(), KernelError> {
+        let cache = [kv.kv_heads, kv.head_dim];
+        check_shape(op, "kv cache heads", &cache, &[self.kv_heads, self.head_dim])?;
+        check_shape(op, "query heads", &[self.heads], &[self.group() * self.kv_heads])
+    }
+}
+
+/// The rows of one sequence in a batch: consecutive positions from `first_position`.
+#[derive(Clone, Debug)]
+pub struct SeqSpan<'a> {
+    /// Rows of the batch.
+    pub rows: Range<usize>,
+    /// Absolute position of the first row.
+    pub first_position: u32,
+    /// Block of each `block_size` positions, from position 0.
+    pub block_table: &'a [u32],
+}
+
+/// Causal attention of `q` f32 `[n, heads * head_dim]` over the cache, to f32 of the same shape.
+///
+/// The query at position `p` sees keys `0..=p` (or the window) through its sequence's block table; K and V are
+/// always read back from the cache. Rows that no sequence names stay zero.
+pub fn paged_attention(
+    q: &Tensor,
+    shape: &AttentionShape,
+    seqs: &[SeqSpan<'_>],
+    kv: LayerKv<'_>,
+    block_size: usize,
+) -> Result<Tensor> {
+    with_rows(OP, "q", q, shape.q_width(), |q, n| {
+        let mut out = vec![0.0; q.len()];
+        attention(Form::current(), q, shape, seqs, &kv, block_size, &mut out)?;
+        Tensor::from_vec(out, (n, shape.q_width()), &Device::Cpu)
+    })
+}
+
+/// As [`paged_attention`] on slices: `q` and `out` `[n, heads * head_dim]`.
+pub fn attention(
+    _form: Form,
+    q: &[f32],
+    shape: &AttentionShape,
+    seqs: &[SeqSpan<'_>],
+    kv: &LayerKv<'_>,
+    block_size: usize,
+    out: &mut [f32],
+) -> std::result::Result<(), KernelError> {
+    check(q, shape, seqs, kv, block_size, out)?;
+    reference::attention(q, shape, seqs, kv, block_size, out);
+    Ok(())
+}
+
+fn check(
+    q: &[f32],
+    shape: &AttentionShape,
+    seqs: &[SeqSpan<'_>],
+    kv: &LayerKv<'_>,
+    block_size: usize,
+    out: &[f32],
+) -> std::result::Result<(), KernelError> {
+    shape.check(OP, kv)?;
+    check_index(OP, "block size", block_size.wrapping_sub(1), usize::MAX)?;
+    check_shape(OP, "out", &[out.len()], &[q.len()])?;
+    let n = q.len() / shape.q_width().max(1);
+    let num_blocks = kv.num_slots / block_size;
+    // Rows are written in parallel, so a row belongs to one sequence: spans come in ascending order.
+    let mut next_row = 0;
+    for seq in seqs {
+        check_index(OP, "previous span's end", next_row, seq.rows.start + 1)?;
+        check_index(OP, "row", seq.rows.end, n + 1)?;
+        if seq.rows.is_empty() {
+            continue;
+        }
+        next_row = seq.rows.end;
+        let end = seq.first_position as usize + seq.rows.len();
+        check_index(OP, "last block", (end - 1) / block_size, seq.block_table.len())?;
+        for &block in &seq.block_table[..end.div_ceil(block_size)] {
+            check_index(OP, "block", block as usize, num_blocks)?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,160 @@
+use crate::error::{KernelError, check_index, check_shape};
+use crate::packed::{PANEL, PackedMatrix, PackedMatrixBuilder, PanelPart};
+use crate::weights::{WeightDtype, WeightView};
+
+/// The routed experts of one layer: `gate`, `up` `[inter, hidden]` and `down` `[hidden, inter]` for each.
+///
+/// Gate and up panels alternate, so that one pass over an expert's bytes gives `silu(gate x) * (up x)`; every expert
+/// starts on a panel. A clone shares the bytes.
+#[derive(Clone)]
+pub struct PackedExperts {
+    /// Panel `(expert * panels(inter) + j) * 2` holds gate rows `64 j..`, the next one the same up rows.
+    pub(crate) gate_up: PackedMatrix,
+    /// Panel `expert * panels(hidden) + j` holds down rows `64 j..`.
+    pub(crate) down: PackedMatrix,
+    shape: ExpertsShape,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct ExpertsShape {
+    num_experts: usize,
+    hidden: usize,
+    inter: usize,
+    dtype: WeightDtype,
+}
+
+impl PackedExperts {
+    /// A builder whose weights are all zero until they are put.
+    pub fn builder(num_experts: usize, hidden: usize, inter: usize, dtype: WeightDtype) -> PackedExpertsBuilder {
+        let padded = |rows: usize| num_experts * rows.div_ceil(PANEL) * PANEL;
+        PackedExpertsBuilder {
+            gate_up: PackedMatrix::zeros(2 * padded(inter), hidden, dtype),
+            down: PackedMatrix::zeros(padded(hidden), inter, dtype),
+            shape: ExpertsShape { num_experts, hidden, inter, dtype },
+        }
+    }
+
+    /// Number of routed experts.
+    pub fn num_experts(&self) -> usize {
+        self.shape.num_experts
+    }
+
+    /// Width of the residual stream.
+    pub fn hidden(&self) -> usize {
+        self.shape.hidden
+    }
+
+    /// Width inside an expert.
+    pub fn inter(&self) -> usize {
+        self.shape.inter
+    }
+
+    /// How the weights are stored.
+    pub fn dtype(&self) -> WeightDtype {
+        self.shape.dtype
+    }
+
+    /// Size in memory, padding included.
+    pub fn bytes(&self) -> usize {
+        self.gate_up.bytes() + self.down.bytes()
+    }
+
+    /// Panel of `gate_up` with gate rows `64 panel..` of an expert; the up rows follow.
+    pub(crate) fn gate_panel(&self, expert: usize, panel: usize) -> usize {
+        (expert * self.shape.inter.div_ceil(PANEL) + panel) * 2
+    }
+
+    /// Panel of `down` with rows `64 panel..` of an expert.
+    pub(crate) fn down_panel(&self, expert: usize, panel: usize) -> usize {
+        expert * self.shape.hidden.div_ceil(PANEL) + panel
+    }
+}
+
+impl std::fmt::Debug for PackedExperts {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let ExpertsShape { num_experts, hidden, inter, dtype } = self.shape;
+        write!(out, "PackedExperts({num_experts} x [{hidden}, {inter}] {dtype})")
+    }
+}
+
+/// Packed experts while their weights are being put.
+pub struct PackedExpertsBuilder {
+    gate_up: PackedMatrixBuilder,
+    down: PackedMatrixBuilder,
+    shape: ExpertsShape,
+}
+
+impl PackedExpertsBuilder {
+    /// Packs an expert's gate weights `[inter, hidden]`.
+    pub fn put_gate(&mut self, expert: usize, view: WeightView<'_>) -> Result<(), KernelError> {
+        self.put_inner(expert, view, 0)
+    }
+
+    /// Packs an expert's up weights `[inter, hidden]`.
+    pub fn put_up(&mut self, expert: usize, view: WeightView<'_>) -> Result<(), KernelError> {
+        self.put_inner(expert, view, 1)
+    }
+
+    /// Packs an expert's down weights `[hidden, inter]`.
+    pub fn put_down(&mut self, expert: usize, view: WeightView<'_>) -> Result<(), KernelError> {
+        self.check(expert, view, [self.shape.hidden, self.shape.inter])?;
+        let first = expert * self.shape.hidden.div_ceil(PANEL);
+        self.down.put_panels(view.rows.div_ceil(PANEL), |index| part(first + index, index, view.rows), view);
+        Ok(())
+    }
+
+    /// The packed experts.
+    pub fn finish(self) -> PackedExperts {
+        PackedExperts { gate_up: self.gate_up.finish(), down: self.down.finish(), shape: self.shape }
+    }
+
+    fn put_inner(&mut self, expert: usize, view: WeightView<'_>, which: usize) -> Result<(), KernelError> {
+        self.check(expert, view, [self.shape.inter, self.shape.hidden])?;
+        let panels = view.rows.div_ceil(PANEL);
+        let panel = |index| (expert * panels + index) * 2 + which;
+        self.gate_up.put_panels(panels, |index| part(panel(index), index, view.rows), view);
+        Ok(())
+    }
+
+    fn check(&self, expert: usize, view: WeightView<'_>, expected: [usize; 2]) -> Result<(), KernelError> {
+        view.check()?;
+        check_index("put experts", "expert", expert, self.shape.num_experts)?;
+        check_shape("put experts", "weight", &[view.rows, view.cols], &expected)
+    }
+}
+
+fn part(panel: usize, index: usize, rows: usize) -> PanelPart {
+    let first_row = index * PANEL;
+    PanelPart { panel, first_lane: 0, first_row, rows: (rows - first_row).min(PANEL) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gate_up_and_down_rows_lie_where_the_kernels_look() {
+        let (experts, hidden, inter) = (3, 70, 65);
+        let bytes = |seed: usize, len: usize| -> Vec<u8> {
+            (0..len).flat_map(|i| ((seed * 7 + i) as f32).to_le_bytes()).collect()
+        };
+        let mut builder = PackedExperts::builder(experts, hidden, inter, WeightDtype::F32);
+        for e in 0..experts {
+            let (gate, up, down) =
+                (bytes(e, inter * hidden), bytes(e + 10, inter * hidden), bytes(e + 20, inter * hidden));
+            builder.put_gate(e, WeightView::row_major(&gate, WeightDtype::F32, inter, hidden)).unwrap();
+            builder.put_up(e, WeightView::row_major(&up, WeightDtype::F32, inter, hidden)).unwrap();
+            builder.put_down(e, WeightView::row_major(&down, WeightDtype::F32, hidden, inter)).unwrap();
+        }
+        builder.put_down(3, WeightView::row_major(&bytes(0, 1), WeightDtype::F32, 1, 1)).unwrap_err();
+        builder.put_down(0, WeightView::row_major(&bytes(0, 1), WeightDtype::F32, 1, 1)).unwrap_err();
+        let packed = builder.finish();
+        let mut row = vec![0.0; hidden];
+        for e in 0..experts {
+            packed.gate_up.unpack_row((packed.gate_panel(e, 1) + 1) * PANEL, &mut row);
+            assert_eq!(row[0], ((e + 10) * 7 + 64 * hidden) as f32);
+            packed.down.unpack_row(packed.down_panel(e, 1) * PANEL + 5, &mut row[..inter]);
+            assert_eq!(row[0], ((e + 20) * 7 + 69 * inter) as f32);
+        }
+    }
+}

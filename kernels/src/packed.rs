@@ -1,0 +1,273 @@
+//! The layout the products read: panels of 64 outputs.
+//!
+//! ```text
+//! float32, float16   [out / 64][in][64]             one weight an output
+//! bfloat16           [out / 64][in / 2][64][2]      one pair of neighbouring inputs an output
+//! ```
+//! `out` is padded to whole panels and an odd `in` to a whole pair, both with zeros.
+
+use std::sync::Arc;
+
+use half::{bf16, f16};
+
+use crate::buffer::{Buffer, Plain, Shared, elements, elements_mut};
+use crate::error::KernelError;
+use crate::pool;
+use crate::weights::{WeightDtype, WeightView};
+
+/// Outputs of one panel.
+pub const PANEL: usize = 64;
+
+/// A weight matrix `[out, in]` in the layout the products read; a clone shares the bytes.
+#[derive(Clone)]
+pub struct PackedMatrix {
+    buffer: Arc<Buffer>,
+    shape: PackedShape,
+}
+
+/// What a packed matrix holds, apart from its bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct PackedShape {
+    pub(crate) out: usize,
+    pub(crate) inp: usize,
+    pub(crate) dtype: WeightDtype,
+}
+
+impl PackedShape {
+    /// Inputs of a panel, the padding of an odd bf16 row included.
+    pub(crate) fn depth(self) -> usize {
+        match self.dtype {
+            WeightDtype::BF16 => self.inp.next_multiple_of(2),
+            WeightDtype::F32 | WeightDtype::F16 => self.inp,
+        }
+    }
+
+    pub(crate) fn panels(self) -> usize {
+        self.out.div_ceil(PANEL)
+    }
+
+    /// Elements of one panel.
+    pub(crate) fn panel_len(self) -> usize {
+        self.depth() * PANEL
+    }
+
+    /// Where (lane, col) lies inside its panel.
+    fn position(self, lane: usize, col: usize) -> usize {
+        match self.dtype {
+            WeightDtype::BF16 => (col / 2) * 2 * PANEL + lane * 2 + col % 2,
+            WeightDtype::F32 | WeightDtype::F16 => col * PANEL + lane,
+        }
+    }
+}
+
+impl PackedMatrix {
+    /// A builder whose weights are all zero until rows are put.
+    pub fn zeros(out: usize, inp: usize, dtype: WeightDtype) -> PackedMatrixBuilder {
+        let shape = PackedShape { out, inp, dtype };
+        let buffer = Buffer::zeroed(shape.panels() * shape.panel_len() * dtype.bytes());
+        PackedMatrixBuilder { buffer, shape }
+    }
+
+    /// Rows of the matrix.
+    pub fn out_features(&self) -> usize {
+        self.shape.out
+    }
+
+    /// Columns of the matrix.
+    pub fn in_features(&self) -> usize {
+        self.shape.inp
+    }
+
+    /// How the weights are stored.
+    pub fn dtype(&self) -> WeightDtype {
+        self.shape.dtype
+    }
+
+    /// Size in memory, padding included.
+    pub fn bytes(&self) -> usize {
+        self.buffer.len()
+    }
+
+    /// Writes row `row` (`[in]`) to `to` as f32.
+    ///
+    /// # Panics
+    /// When `row` or the length of `to` does not fit the matrix.
+    pub fn unpack_row(&self, row: usize, to: &mut [f32]) {
+        assert!(row < self.shape.out, "row {row} of {} rows", self.shape.out);
+        assert_eq!(to.len(), self.shape.inp, "a row has in_features elements");
+        let lane = row % PANEL;
+        let bytes = self.panel_bytes(row / PANEL);
+        let at = |col| self.shape.position(lane, col);
+        match self.shape.dtype {
+            WeightDtype::F32 => unpack(to, elements::<f32>(bytes), at, |value| value),
+            WeightDtype::BF16 => unpack(to, elements::<u16>(bytes), at, |bits| bf16::from_bits(bits).to_f32()),
+            WeightDtype::F16 => unpack(to, elements::<u16>(bytes), at, |bits| f16::from_bits(bits).to_f32()),
+        }
+    }
+
+    pub(crate) fn shape(&self) -> PackedShape {
+        self.shape
+    }
+
+    /// The bytes of one panel.
+    pub(crate) fn panel_bytes(&self, panel: usize) -> &[u8] {
+        let len = self.shape.panel_len() * self.shape.dtype.bytes();
+        &self.buffer.bytes()[panel * len..][..len]
+    }
+}
+
+fn unpack<T: Plain>(to: &mut [f32], panel: &[T], at: impl Fn(usize) -> usize, widen: impl Fn(T) -> f32) {
+    for (col, value) in to.iter_mut().enumerate() {
+        *value = widen(panel[at(col)]);
+    }
+}
+
+impl std::fmt::Debug for PackedMatrix {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(out, "PackedMatrix([{}, {}] {})", self.shape.out, self.shape.inp, self.shape.dtype)
+    }
+}
+
+/// A packed matrix while its rows are being put.
+pub struct PackedMatrixBuilder {
+    buffer: Buffer,
+    shape: PackedShape,
+}
+
+impl PackedMatrixBuilder {
+    /// Packs `rows` as rows `first_row..`, converting the element type where it differs.
+    pub fn put_rows(&mut self, first_row: usize, rows: WeightView<'_>) -> Result<(), KernelError> {
+        rows.check()?;
+        let end = first_row.saturating_add(rows.rows);
+        if end > self.shape.out || rows.cols != self.shape.inp {
+            return Err(KernelError::PutRows {
+                first: first_row,
+                end,
+                cols: rows.cols,
+                out_features: self.shape.out,
+                in_features: self.shape.inp,
+            });
+        }
+        if rows.rows == 0 {
+            return Ok(());
+        }
+        let first_panel = first_row / PANEL;
+        let panels = end.div_ceil(PANEL) - first_panel;
+        self.put_panels(
+            panels,
+            |index| {
+                let panel = first_panel + index;
+                let from = (panel * PANEL).max(first_row);
+                let to = ((panel + 1) * PANEL).min(end);
+                PanelPart { panel, first_lane: from % PANEL, first_row: from - first_row, rows: to - from }
+            },
+            rows,
+        );
+        Ok(())
+    }
+
+    /// Packs `rows` panel by panel, in parallel; `part(index)` names a distinct panel for each index.
+    pub(crate) fn put_panels(&mut self, count: usize, part: impl Fn(usize) -> PanelPart + Sync, rows: WeightView<'_>) {
+        let shape = self.shape;
+        let len = shape.panel_len() * shape.dtype.bytes();
+        let panels = self.buffer.len() / len.max(1);
+        let shared = Shared::new(self.buffer.bytes_mut());
+        pool::run(count, &|index| {
+            let part = part(index);
+            assert!(part.panel < panels && part.first_lane + part.rows <= PANEL, "parts lie inside the matrix");
+            // SAFETY: each index has a panel of its own, inside the buffer.
+            let bytes = unsafe { shared.slice(part.panel * len, len) };
+            pack_panel(shape, bytes, part, rows);
+        });
+    }
+
+    /// The packed matrix.
+    pub fn finish(self) -> PackedMatrix {
+        PackedMatrix { buffer: Arc::new(self.buffer), shape: self.shape }
+    }
+}
+
+/// Rows `first_row..first_row + rows` of a view, going to lanes `first_lane..` of a panel.
+#[derive(Clone, Copy)]
+pub(crate) struct PanelPart {
+    pub(crate) panel: usize,
+    pub(crate) first_lane: usize,
+    pub(crate) first_row: usize,
+    pub(crate) rows: usize,
+}
+
+fn pack_panel(shape: PackedShape, bytes: &mut [u8], part: PanelPart, view: WeightView<'_>) {
+    use WeightDtype::{BF16, F16, F32};
+    match (shape.dtype, view.dtype) {
+        (F32, _) => pack(shape, elements_mut::<f32>(bytes), part, view.cols, |r, c| view.get(r, c)),
+        (BF16, BF16) | (F16, F16) => pack(shape, elements_mut::<u16>(bytes), part, view.cols, |r, c| view.bits16(r, c)),
+        (BF16, _) => {
+            pack(shape, elements_mut::<u16>(bytes), part, view.cols, |r, c| bf16::from_f32(view.get(r, c)).to_bits())
+        }
+        (F16, _) => {
+            pack(shape, elements_mut::<u16>(bytes), part, view.cols, |r, c| f16::from_f32(view.get(r, c)).to_bits())
+        }
+    }
+}
+
+fn pack<T: Plain>(shape: PackedShape, panel: &mut [T], part: PanelPart, cols: usize, get: impl Fn(usize, usize) -> T) {
+    // Blocks of columns keep both the rows read and the panel lines written in the cache.
+    const BLOCK: usize = 32;
+    for first in (0..cols).step_by(BLOCK) {
+        for row in 0..part.rows {
+            for col in first..(first + BLOCK).min(cols) {
+                panel[shape.position(part.first_lane + row, col)] = get(part.first_row + row, col);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_come_back_as_they_were_put_in_every_dtype_and_order() {
+        for dtype in [WeightDtype::F32, WeightDtype::BF16, WeightDtype::F16] {
+            for (out, inp) in [(1, 1), (64, 2), (65, 3), (200, 33)] {
+                let values: Vec<f32> = (0..out * inp).map(|i| (i % 251) as f32 - 100.0).collect();
+                let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+                let mut turned = vec![0u8; 1];
+                for c in 0..inp {
+                    (0..out).for_each(|r| turned.extend(bf16::from_f32(values[r * inp + c]).to_le_bytes()));
+                }
+                let mut builder = PackedMatrix::zeros(out, inp, dtype);
+                // The first rows come row-major in f32, the rest transposed in unaligned bf16.
+                let split = out / 2;
+                let first = &bytes[..split * inp * 4];
+                builder.put_rows(0, WeightView::row_major(first, WeightDtype::F32, split, inp)).unwrap();
+                let rest = WeightView {
+                    bytes: &turned[1 + split * 2..],
+                    dtype: WeightDtype::BF16,
+                    rows: out - split,
+                    cols: inp,
+                    row_stride: 1,
+                    col_stride: out,
+                };
+                builder.put_rows(split, rest).unwrap();
+                let matrix = builder.finish();
+                let mut row = vec![0.0; inp];
+                for r in 0..out {
+                    matrix.unpack_row(r, &mut row);
+                    assert_eq!(row, values[r * inp..][..inp], "{dtype} row {r} of [{out}, {inp}]");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn rows_outside_the_matrix_are_refused() {
+        let bytes = [0u8; 64];
+        let mut builder = PackedMatrix::zeros(4, 4, WeightDtype::F32);
+        let view = WeightView::row_major(&bytes, WeightDtype::F32, 2, 4);
+        builder.put_rows(2, view).unwrap();
+        let error = builder.put_rows(3, view).unwrap_err();
+        assert!(error.to_string().contains("rows 3..5 of width 4"), "{error}");
+        builder.put_rows(0, WeightView::row_major(&bytes, WeightDtype::F32, 2, 3)).unwrap_err();
+    }
+}

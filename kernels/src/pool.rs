@@ -1,0 +1,318 @@
+//! One persistent thread pool for every kernel of the process.
+//!
+//! A job is a number of tasks taken from an atomic counter by the caller and by the workers that are awake in time;
+//! the caller never waits for a worker that has not begun. Workers spin for a short while after a job, because the
+//! next kernel of a decode step follows within microseconds, then park.
+
+use std::any::Any;
+use std::cell::{RefCell, UnsafeCell};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::thread::{JoinHandle, Thread};
+use std::time::{Duration, Instant};
+
+/// How long an idle worker looks for the next job before it parks.
+const SPIN: Duration = Duration::from_micros(20);
+
+static GLOBAL: OnceLock<Arc<Pool>> = OnceLock::new();
+static CONFIGURED: AtomicUsize = AtomicUsize::new(0);
+
+thread_local! {
+    static INSTALLED: RefCell<Option<Arc<Pool>>> = const { RefCell::new(None) };
+}
+
+/// Sets the number of threads (the caller included) before first use; false when the pool already runs.
+pub fn configure(threads: usize) -> bool {
+    CONFIGURED.store(threads, Ordering::SeqCst);
+    GLOBAL.get().is_none()
+}
+
+/// Number of threads that share a job, the caller included.
+pub fn threads() -> usize {
+    current().threads()
+}
+
+/// Runs `task(0..num_tasks)`, each index once, on the caller and the workers; returns when all are done.
+///
+/// A task's panic is raised again here once every thread has left the job.
+pub fn run(num_tasks: usize, task: &(dyn Fn(usize) + Sync)) {
+    current().run(num_tasks, task);
+}
+
+fn current() -> Arc<Pool> {
+    if let Some(pool) = INSTALLED.with_borrow(|installed| installed.clone()) {
+        return pool;
+    }
+    let start = || {
+        let configured = CONFIGURED.load(Ordering::SeqCst);
+        let available = || std::thread::available_parallelism().map_or(1, |n| n.get());
+        Pool::new(if configured > 0 { configured } else { available() })
+    };
+    GLOBAL.get_or_init(start).clone()
+}
+
+/// A set of worker threads; the process-wide one is behind [`run`], others serve tests and benches.
+pub struct Pool {
+    shared: Arc<Shared>,
+    workers: Vec<JoinHandle<()>>,
+}
+
+struct Shared {
+    /// `epoch << 17 | open << 16 | joined`: one word, so that joining a job that has just ended is impossible.
+    state: AtomicU64,
+    job: UnsafeCell<Job>,
+    next: AtomicUsize,
+    busy: AtomicBool,
+    stop: AtomicBool,
+    panic: Mutex<Option<Box<dyn Any + Send>>>,
+    parked: Vec<AtomicBool>,
+}
+
+#[derive(Clone, Copy)]
+struct Job {
+    task: *const (dyn Fn(usize) + Sync + 'static),
+    num_tasks: usize,
+}
+
+// SAFETY: `job` is written only while `busy` is held, the state is closed and nobody is joined; it is read only by
+// threads that joined the open state published after that write.
+unsafe impl Sync for Shared {}
+// SAFETY: the pointer inside is only followed by threads joined to the job, while the caller of `run` keeps it alive.
+unsafe impl Send for Shared {}
+
+const OPEN: u64 = 1 << 16;
+const JOINED: u64 = OPEN - 1;
+
+impl Pool {
+    /// Starts `threads - 1` workers; the caller of `run` is the remaining thread.
+    pub fn new(threads: usize) -> Arc<Pool> {
+        let count = threads.clamp(1, 1024) - 1;
+        fn nothing(_: usize) {}
+        const NOTHING: &(dyn Fn(usize) + Sync) = &nothing;
+        let shared = Arc::new(Shared {
+            state: AtomicU64::new(0),
+            job: UnsafeCell::new(Job { task: NOTHING, num_tasks: 0 }),
+            next: AtomicUsize::new(0),
+            busy: AtomicBool::new(false),
+            stop: AtomicBool::new(false),
+            panic: Mutex::new(None),
+            parked: (0..count).map(|_| AtomicBool::new(false)).collect(),
+        });
+        // A machine that refuses a thread still serves, with the threads it did give.
+        let workers = (0..count)
+            .map_while(|index| {
+                let shared = shared.clone();
+                let name = format!("moetrail-kernel-{index}");
+                std::thread::Builder::new().name(name).spawn(move || shared.work(index)).ok()
+            })
+            .collect();
+        Arc::new(Pool { shared, workers })
+    }
+
+    /// Number of threads that share a job, the caller included.
+    pub fn threads(&self) -> usize {
+        self.workers.len() + 1
+    }
+
+    /// Makes this pool the current one of this thread while `body` runs.
+    pub fn install<R>(self: &Arc<Self>, body: impl FnOnce() -> R) -> R {
+        struct Restore(Option<Arc<Pool>>);
+        impl Drop for Restore {
+            fn drop(&mut self) {
+                INSTALLED.set(self.0.take());
+            }
+        }
+        let _restore = Restore(INSTALLED.replace(Some(self.clone())));
+        body()
+    }
+
+    /// As the function [`run`], on this pool.
+    pub fn run(&self, num_tasks: usize, task: &(dyn Fn(usize) + Sync)) {
+        let shared = &*self.shared;
+        let alone = num_tasks <= 1 || self.workers.is_empty();
+        // A second caller, or a task that calls again, does the work itself instead of waiting for its turn.
+        if alone || shared.busy.swap(true, Ordering::Acquire) {
+            (0..num_tasks).for_each(task);
+            return;
+        }
+        // SAFETY: only the lifetime is erased; `task` outlives every use, as this function returns after the last
+        // joined thread has left.
+        let erased = unsafe {
+            std::mem::transmute::<*const (dyn Fn(usize) + Sync + '_), *const (dyn Fn(usize) + Sync + 'static)>(task)
+        };
+        // SAFETY: `busy` is ours, and the state is closed with nobody joined, so no other thread touches the cell.
+        unsafe { *shared.job.get() = Job { task: erased, num_tasks } };
+        shared.next.store(0, Ordering::Relaxed);
+        let epoch = (shared.state.load(Ordering::Relaxed) >> 17) + 1;
+        shared.state.store(epoch << 17 | OPEN, Ordering::SeqCst);
+        self.wake(num_tasks - 1);
+
+        shared.take_tasks(task, num_tasks);
+        shared.state.fetch_and(!OPEN, Ordering::AcqRel);
+        let mut spins = 0u32;
+        while shared.state.load(Ordering::Acquire) & JOINED != 0 {
+            spins += 1;
+            // On a machine with more runnable threads than cores the joined worker may need our core.
+            if spins > 20_000 { std::thread::yield_now() } else { std::hint::spin_loop() }
+        }
+        let panic = shared.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
+        shared.busy.store(false, Ordering::Release);
+        if let Some(panic) = panic {
+            resume_unwind(panic);
+        }
+    }
+
+    fn wake(&self, wanted: usize) {
+        for (worker, parked) in self.workers.iter().zip(&self.shared.parked).take(wanted) {
+            if parked.load(Ordering::SeqCst) && parked.swap(false, Ordering::SeqCst) {
+                let thread: &Thread = worker.thread();
+                thread.unpark();
+            }
+        }
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::SeqCst);
+        for worker in self.workers.drain(..) {
+            worker.thread().unpark();
+            // A worker ends only by leaving its loop; task panics were caught, so there is nothing to report.
+            let _ = worker.join();
+        }
+    }
+}
+
+impl Shared {
+    /// Takes task indices until none is left; a panic is kept for the caller and ends the job early.
+    fn take_tasks(&self, task: &(dyn Fn(usize) + Sync), num_tasks: usize) {
+        let all = || {
+            loop {
+                let index = self.next.fetch_add(1, Ordering::Relaxed);
+                if index >= num_tasks {
+                    break;
+                }
+                task(index);
+            }
+        };
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(all)) {
+            self.next.store(num_tasks, Ordering::Relaxed);
+            self.panic.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(panic);
+        }
+    }
+
+    fn work(&self, index: usize) {
+        let mut seen = 0;
+        while let Some(state) = self.next_job(index, seen) {
+            if self.state.compare_exchange(state, state + 1, Ordering::AcqRel, Ordering::Relaxed).is_err() {
+                continue;
+            }
+            seen = state >> 17;
+            // SAFETY: joined to an open state, so the cell was written before and stays until we leave.
+            let job = unsafe { *self.job.get() };
+            // SAFETY: as above; the caller of `run` keeps the closure alive until nobody is joined.
+            self.take_tasks(unsafe { &*job.task }, job.num_tasks);
+            self.state.fetch_sub(1, Ordering::Release);
+        }
+    }
+
+    /// The open state of a job this worker has not seen; none when the pool stops.
+    fn next_job(&self, index: usize, seen: u64) -> Option<u64> {
+        loop {
+            let start = Instant::now();
+            while start.elapsed() < SPIN {
+                for _ in 0..32 {
+                    let state = self.state.load(Ordering::Acquire);
+                    if state & OPEN != 0 && state >> 17 != seen {
+                        return Some(state);
+                    }
+                    std::hint::spin_loop();
+                }
+            }
+            self.parked[index].store(true, Ordering::SeqCst);
+            let state = self.state.load(Ordering::SeqCst);
+            let idle = state & OPEN == 0 || state >> 17 == seen;
+            if self.stop.load(Ordering::SeqCst) {
+                return None;
+            }
+            if idle {
+                std::thread::park();
+            }
+            self.parked[index].store(false, Ordering::SeqCst);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn count(pool: &Pool, tasks: usize) {
+        let hits: Vec<AtomicUsize> = (0..tasks).map(|_| AtomicUsize::new(0)).collect();
+        pool.run(tasks, &|index| {
+            hits[index].fetch_add(1, Ordering::Relaxed);
+        });
+        assert!(hits.iter().all(|hit| hit.load(Ordering::Relaxed) == 1));
+    }
+
+    #[test]
+    fn every_task_runs_once() {
+        for threads in [1, 2, 3, 8] {
+            let pool = Pool::new(threads);
+            for round in 0..2000 {
+                count(&pool, round % 17);
+            }
+        }
+    }
+
+    #[test]
+    fn workers_wake_after_parking() {
+        let pool = Pool::new(3);
+        for _ in 0..20 {
+            std::thread::sleep(Duration::from_micros(200));
+            count(&pool, 5);
+        }
+    }
+
+    #[test]
+    fn a_panic_reaches_the_caller_and_the_pool_still_works() {
+        let pool = Pool::new(3);
+        for bad in 0..8 {
+            let result = catch_unwind(AssertUnwindSafe(|| {
+                pool.run(8, &|index| assert!(index != bad, "task {index} failed"));
+            }));
+            let payload = result.expect_err("the panic must come through");
+            assert_eq!(payload.downcast_ref::<String>().unwrap(), &format!("task {bad} failed"));
+            count(&pool, 8);
+        }
+    }
+
+    #[test]
+    fn nested_and_concurrent_callers_finish() {
+        let pool = Pool::new(3);
+        let total = AtomicUsize::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..200 {
+                        pool.run(6, &|_| {
+                            pool.run(5, &|_| {
+                                total.fetch_add(1, Ordering::Relaxed);
+                            });
+                        });
+                    }
+                });
+            }
+        });
+        assert_eq!(total.load(Ordering::Relaxed), 4 * 200 * 6 * 5);
+    }
+
+    #[test]
+    fn install_is_seen_by_the_free_functions_and_undone() {
+        let before = threads();
+        let pool = Pool::new(before + 3);
+        assert_eq!(pool.install(threads), before + 3);
+        assert_eq!(threads(), before);
+    }
+}

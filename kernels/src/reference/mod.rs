@@ -1,0 +1,15 @@
+//! The obvious form of every kernel: plain f32 loops, the truth the fast forms are tested against.
+
+mod attention;
+mod experts;
+mod norm;
+mod product;
+mod qkv;
+mod router;
+
+pub use attention::attention;
+pub use experts::expert_ffn;
+pub use norm::{rms_norm, silu_and_mul};
+pub use product::linear;
+pub use qkv::qkv_rope;
+pub use router::softmax_weights;

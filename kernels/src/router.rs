@@ -1,0 +1,312 @@
+//! The router: the only place where experts are chosen, and where the choice is written down.
+
+use std::sync::atomic::{AtomicU8, AtomicU16, Ordering};
+
+use candle_core::{Device, Result, Tensor};
+
+use crate::buffer::Shared;
+use crate::error::{KernelError, check_index, check_shape};
+use crate::form::Form;
+use crate::linear::linear;
+use crate::packed::PackedMatrix;
+use crate::pool;
+use crate::reference;
+use crate::tensor::with_rows;
+use crate::weights::{WeightDtype, WeightView};
+
+const OP: &str = "route";
+
+/// How experts are chosen: softmax over all logits, the `top_k` largest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RouterConfig {
+    /// Experts of a token.
+    pub top_k: usize,
+    /// Routed experts.
+    pub num_experts: usize,
+    /// Whether the weights of a token are divided by their sum.
+    pub norm_topk_prob: bool,
+}
+
+/// The router's weights `[num_experts, hidden]`, in f32 whatever the model's dtype.
+#[derive(Clone, Debug)]
+pub struct RouterWeight {
+    gate: PackedMatrix,
+}
+
+impl RouterWeight {
+    /// Widens the gate to f32 and packs it.
+    pub fn new(gate: WeightView<'_>) -> std::result::Result<RouterWeight, KernelError> {
+        let mut builder = PackedMatrix::zeros(gate.rows, gate.cols, WeightDtype::F32);
+        builder.put_rows(0, gate)?;
+        Ok(RouterWeight { gate: builder.finish() })
+    }
+
+    /// Routed experts.
+    pub fn num_experts(&self) -> usize {
+        self.gate.out_features()
+    }
+
+    /// Width of the residual stream.
+    pub fn hidden(&self) -> usize {
+        self.gate.in_features()
+    }
+
+    /// Size in memory.
+    pub fn bytes(&self) -> usize {
+        self.gate.bytes()
+    }
+}
+
+/// The cells of the whole ring, `[num_slots, moe_layers, top_k]`.
+pub enum RingCells<'a> {
+    /// Up to 256 experts.
+    U8(&'a mut [u8]),
+    /// More experts.
+    U16(&'a mut [u16]),
+}
+
+/// Where a call's choices go: row `i` to `ring[slots[i], moe_layer, ..]`.
+pub struct RingWrite<'a> {
+    /// The ring.
+    pub cells: RingCells<'a>,
+    /// MoE layers of the ring.
+    pub moe_layers: usize,
+    /// The layer that is routing.
+    pub moe_layer: usize,
+    /// Slot of each row.
+    pub slots: &'a [u32],
+}
+
+/// The chosen experts of a batch.
+#[derive(Clone, Debug)]
+pub struct Routing {
+    /// Expert ids u32 `[n, top_k]`, descending by logit, ties lower id first.
+    pub topk_ids: Tensor,
+    /// Their weights f32 `[n, top_k]`.
+    pub topk_weights: Tensor,
+    /// Rows that had a NaN logit; their requests fail.
+    pub nan_rows: Vec<u32>,
+}
+
+/// Chooses the experts of each row of `x` f32 `[n, hidden]`, and writes them to the ring when `capture` is given.
+///
+/// Logits are f32. The order is descending by logit, ties lower id first; NaN comes last, below -inf; ids are
+/// distinct. Capturing changes no bit of the result.
+pub fn route(x: &Tensor, gate: &RouterWeight, cfg: &RouterConfig, capture: Option<RingWrite<'_>>) -> Result<Routing> {
+    check_shape(OP, "gate", &[gate.num_experts()], &[cfg.num_experts])?;
+    with_rows(OP, "x", x, gate.hidden(), |x, n| {
+        let mut logits = vec![0.0; n * cfg.num_experts];
+        linear(Form::current(), x, &gate.gate, None, &mut logits);
+        let mut ids = vec![0; n * cfg.top_k];
+        let mut weights = vec![0.0; n * cfg.top_k];
+        let nan_rows = select(Form::current(), &logits, cfg, capture, &mut ids, &mut weights)?;
+        let shape = (n, cfg.top_k);
+        Ok(Routing {
+            topk_ids: Tensor::from_vec(ids, shape, &Device::Cpu)?,
+            topk_weights: Tensor::from_vec(weights, shape, &Device::Cpu)?,
+            nan_rows,
+        })
+    })
+}
+
+/// The choice for given `logits` `[n, num_experts]`: `ids` and `weights` `[n, top_k]`; returns the rows with a NaN.
+pub fn select(
+    form: Form,
+    logits: &[f32],
+    cfg: &RouterConfig,
+    capture: Option<RingWrite<'_>>,
+    ids: &mut [u32],
+    weights: &mut [f32],
+) -> std::result::Result<Vec<u32>, KernelError> {
+    let (experts, top_k) = (cfg.num_experts, cfg.top_k);
+    check_index(OP, "top_k", top_k.wrapping_sub(1), experts)?;
+    let n = logits.len() / experts;
+    check_shape(OP, "logits", &[logits.len()], &[n * experts])?;
+    check_shape(OP, "ids", &[ids.len()], &[n * top_k])?;
+    check_shape(OP, "weights", &[weights.len()], &[n * top_k])?;
+    let ring = capture.map(|write| Ring::new(write, cfg, n)).transpose()?;
+
+    const ROWS: usize = 32;
+    let (all_ids, all_weights) = (Shared::new(ids), Shared::new(weights));
+    pool::run(n.div_ceil(ROWS), &|task| {
+        for row in task * ROWS..n.min((task + 1) * ROWS) {
+            // SAFETY: each row is taken by one task, and its part lies inside the checked lengths.
+            let (ids, weights) = unsafe { (all_ids.slice(row * top_k, top_k), all_weights.slice(row * top_k, top_k)) };
+            let logits = &logits[row * experts..][..experts];
+            top_k_ids(logits, ids);
+            if let Some(ring) = &ring {
+                ring.store(row, ids);
+            }
+            softmax_weights(form, logits, ids, cfg.norm_topk_prob, weights);
+        }
+    });
+    let has_nan = |row: &usize| logits[row * experts..][..experts].iter().any(|logit| logit.is_nan());
+    Ok((0..n).filter(has_nan).map(|row| row as u32).collect())
+}
+
+/// Sorts as the router does when compared as an integer: larger logit first, then lower id, NaN last.
+fn sort_key(logit: f32, id: usize) -> u64 {
+    // Adding zero turns -0.0 into 0.0: they are equal, so the lower id must win.
+    let bits = (logit + 0.0).to_bits();
+    let rank = match bits >> 31 {
+        _ if logit.is_nan() => 0,
+        0 => bits | 1 << 31,
+        _ => !bits,
+    };
+    u64::from(rank) << 32 | u64::from(!(id as u32))
+}
+
+/// Writes the ids of the `ids.len()` largest logits in the router's order.
+fn top_k_ids(logits: &[f32], ids: &mut [u32]) {
+    const STACK: usize = 32;
+    let mut stack = [0u64; STACK];
+    let mut heap = Vec::new();
+    let best: &mut [u64] = if ids.len() <= STACK {
+        &mut stack[..ids.len()]
+    } else {
+        heap.resize(ids.len(), 0);
+        &mut heap
+    };
+    let last = best.len() - 1;
+    for (id, &logit) in logits.iter().enumerate() {
+        let key = sort_key(logit, id);
+        if key <= best[last] {
+            continue;
+        }
+        let mut place = last;
+        while place > 0 && best[place - 1] < key {
+            best[place] = best[place - 1];
+            place -= 1;
+        }
+        best[place] = key;
+    }
+    for (id, &key) in ids.iter_mut().zip(&*best) {
+        *id = !(key as u32);
+    }
+}
+
+fn softmax_weights(_form: Form, logits: &[f32], ids: &[u32], normalise: bool, weights: &mut [f32]) {
+    reference::softmax_weights(logits, ids, normalise, weights);
+}
+
+/// A checked ring, shared by the tasks of one call.
+struct Ring<'a> {
+    cells: Cells<'a>,
+    stride: usize,
+    offset: usize,
+    slots: &'a [u32],
+}
+
+/// Atomic cells: two rows that name one slot (a caller's mistake) then race without undefined behaviour.
+enum Cells<'a> {
+    U8(&'a [AtomicU8]),
+    U16(&'a [AtomicU16]),
+}
+
+impl<'a> Ring<'a> {
+    fn new(write: RingWrite<'a>, cfg: &RouterConfig, n: usize) -> std::result::Result<Ring<'a>, KernelError> {
+        let stride = write.moe_layers * cfg.top_k;
+        let (len, max_experts) = match &write.cells {
+            RingCells::U8(cells) => (cells.len(), 1 << 8),
+            RingCells::U16(cells) => (cells.len(), 1 << 16),
+        };
+        check_shape(OP, "slots", &[write.slots.len()], &[n])?;
+        check_index(OP, "MoE layer", write.moe_layer, write.moe_layers)?;
+        check_index(OP, "largest expert id", cfg.num_experts - 1, max_experts)?;
+        let num_slots = len / stride;
+        check_shape(OP, "ring", &[len], &[num_slots * stride])?;
+        for &slot in write.slots {
+            check_index(OP, "slot", slot as usize, num_slots)?;
+        }
+        let cells = match write.cells {
+            // SAFETY: an exclusive borrow of plain cells may be seen as shared atomic ones of the same size.
+            RingCells::U8(cells) => Cells::U8(unsafe { &*(std::ptr::from_mut(cells) as *const [AtomicU8]) }),
+            // SAFETY: as above.
+            RingCells::U16(cells) => Cells::U16(unsafe { &*(std::ptr::from_mut(cells) as *const [AtomicU16]) }),
+        };
+        Ok(Ring { cells, stride, offset: write.moe_layer * cfg.top_k, slots: write.slots })
+    }
+
+    fn store(&self, row: usize, ids: &[u32]) {
+        let start = self.slots[row] as usize * self.stride + self.offset;
+        match self.cells {
+            Cells::U8(cells) => {
+                for (cell, &id) in cells[start..].iter().zip(ids) {
+                    cell.store(id as u8, Ordering::Relaxed);
+                }
+            }
+            Cells::U16(cells) => {
+                for (cell, &id) in cells[start..].iter().zip(ids) {
+                    cell.store(id as u16, Ordering::Relaxed);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn choose(logits: &[f32], top_k: usize) -> (Vec<u32>, Vec<u32>) {
+        let cfg = RouterConfig { top_k, num_experts: logits.len(), norm_topk_prob: true };
+        let (mut ids, mut weights) = (vec![0; top_k], vec![0.0; top_k]);
+        let nan_rows = select(Form::current(), logits, &cfg, None, &mut ids, &mut weights).unwrap();
+        (ids, nan_rows)
+    }
+
+    #[test]
+    fn order_is_by_logit_then_id_with_nan_last() {
+        let (inf, nan) = (f32::INFINITY, f32::NAN);
+        let check = |logits: &[f32], top_k: usize, ids: &[u32]| {
+            let (got, nan_rows) = choose(logits, top_k);
+            assert_eq!(got, ids, "{logits:?}");
+            assert_eq!(nan_rows.is_empty(), !logits.iter().any(|logit| logit.is_nan()));
+        };
+        check(&[1.0, 3.0, 2.0], 2, &[1, 2]);
+        check(&[1.0, 1.0, 1.0, 1.0], 3, &[0, 1, 2]);
+        check(&[-0.0, 0.0, -1.0], 2, &[0, 1]);
+        check(&[0.0, -0.0, 1e-40], 3, &[2, 0, 1]);
+        check(&[nan, -inf, -5.0, nan], 4, &[2, 1, 0, 3]);
+        check(&[nan, -nan, nan], 3, &[0, 1, 2]);
+        check(&[-inf, inf, -inf, inf], 4, &[1, 3, 0, 2]);
+    }
+
+    #[test]
+    fn the_ring_is_written_at_the_slots_and_nowhere_else() {
+        let cfg = RouterConfig { top_k: 2, num_experts: 4, norm_topk_prob: false };
+        let logits = [0.0, 1.0, 2.0, 3.0, 3.0, 2.0, 1.0, 0.0];
+        let (mut ids, mut weights) = (vec![0; 4], vec![0.0; 4]);
+        let mut bytes = vec![0xee; 5 * 3 * 2];
+        let mut words = vec![0xeeeeu16; 5 * 3 * 2];
+        for wide in [false, true] {
+            let cells = if wide { RingCells::U16(&mut words) } else { RingCells::U8(&mut bytes) };
+            let write = RingWrite { cells, moe_layers: 3, moe_layer: 1, slots: &[4, 1] };
+            select(Form::current(), &logits, &cfg, Some(write), &mut ids, &mut weights).unwrap();
+        }
+        let mut expected = vec![0xee; 30];
+        expected[26..28].copy_from_slice(&[3, 2]);
+        expected[8..10].copy_from_slice(&[0, 1]);
+        assert_eq!(bytes, expected);
+        let widened: Vec<u16> = expected.iter().map(|&byte| if byte == 0xee { 0xeeee } else { byte.into() }).collect();
+        assert_eq!(words, widened);
+    }
+
+    #[test]
+    fn a_ring_that_does_not_fit_is_refused_before_any_write() {
+        let cfg = RouterConfig { top_k: 1, num_experts: 300, norm_topk_prob: false };
+        let (mut ids, mut weights) = (vec![0; 1], vec![0.0; 1]);
+        let logits = vec![0.0; 300];
+        let mut bytes = vec![9; 4];
+        let mut words = vec![9; 4];
+        let mut refuse = |cells: RingCells<'_>, moe_layer, slots: &[u32]| {
+            let write = RingWrite { cells, moe_layers: 2, moe_layer, slots };
+            select(Form::current(), &logits, &cfg, Some(write), &mut ids, &mut weights).unwrap_err().to_string()
+        };
+        assert!(refuse(RingCells::U8(&mut bytes), 0, &[0]).contains("largest expert id 299"));
+        assert!(refuse(RingCells::U16(&mut words), 2, &[0]).contains("MoE layer 2"));
+        assert!(refuse(RingCells::U16(&mut words), 0, &[2]).contains("slot 2"));
+        assert!(refuse(RingCells::U16(&mut words), 0, &[0, 1]).contains("slots"));
+        assert_eq!((bytes, words), (vec![9; 4], vec![9; 4]));
+    }
+}
