@@ -1,0 +1,66 @@
+"""What transformers computes for a sequence: log-probabilities, router logits, and the rows the contract asks for."""
+import torch
+from transformers import AutoModelForCausalLM
+
+ROUTERS = (".mlp.gate", ".block_sparse_moe.gate")
+
+
+class Reference:
+    """A checkpoint loaded by transformers (eager attention, CPU), with the router logits of each forward in reach."""
+
+    def __init__(self, folder, dtype=torch.float32):
+        self.model, info = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, attn_implementation="eager", output_loading_info=True)
+        bad = {k: v for k, v in info.items() if v and k in ("missing_keys", "unexpected_keys", "mismatched_keys")}
+        if bad:
+            raise SystemExit(f"{folder}: {bad}")
+        self.model.eval()
+        c = self.model.config
+        self.num_layers, self.top_k = c.num_hidden_layers, c.num_experts_per_tok
+        self.num_experts = getattr(c, "num_experts", None) or c.num_local_experts
+        self.logits = {}
+        for name, module in self.model.named_modules():
+            if name.endswith(ROUTERS) and hasattr(module, "top_k"):
+                module.register_forward_hook(self._keep(int(name.split(".")[2])))
+        self.moe_layers = None
+
+    def _keep(self, layer):
+        def hook(module, args, _):
+            # The contract's score: the f32 logit of the router's input, whatever the dtype the model runs in.
+            x = args[0].reshape(-1, args[0].shape[-1]).float()
+            self.logits[layer] = x @ module.weight.float().T
+        return hook
+
+    @torch.no_grad()
+    def forward(self, ids):
+        """f32 log-softmax [T, V]; router logits stay in `self.logits` ({layer: [T, E]})."""
+        self.logits.clear()
+        out = self.model(torch.tensor([ids]), use_cache=False).logits[0]
+        self.moe_layers = sorted(self.logits)
+        return torch.log_softmax(out.double(), -1).float()
+
+    def greedy(self, prompt, n, stop=(2,)):
+        """Up to n greedy ids; a stop id ends the text and is part of it. Every step is a whole forward: no cache to err."""
+        ids = list(prompt)
+        while len(ids) < len(prompt) + n:
+            ids.append(self.forward(ids)[-1].argmax().item())
+            if ids[-1] in stop:
+                break
+        return ids[len(prompt):]
+
+    def rows(self, count):
+        """(ids [count, L, K] descending with ties to the lower id, gaps [count, L]) of the last forward.
+
+        A gap is the smallest relative difference |a-b| / max(|a|, |b|, 1e-6) of neighbours among the K+1 largest
+        logits: below it, rounding may change the cell. Dense layers hold ids 0 and gap 1.
+        """
+        ids = torch.zeros(count, self.num_layers, self.top_k, dtype=torch.uint8)
+        gaps = torch.ones(count, self.num_layers)
+        for layer, logits in self.logits.items():
+            value, order = logits[:count].sort(dim=-1, descending=True, stable=True)
+            ids[:, layer] = order[:, :self.top_k].to(torch.uint8)
+            a, b = value[:, :-1][:, :self.top_k], value[:, 1:][:, :self.top_k]
+            if b.shape[1]:
+                scale = torch.maximum(a.abs(), b.abs()).clamp_min(1e-6)
+                gaps[:, layer] = ((a - b).abs() / scale).min(-1).values
+        return ids, gaps
