@@ -1,9 +1,10 @@
 //! The async side of the engine: submit a request, read its events, cancel by dropping.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc;
 
+use moetrail_sched::RequestKey;
 use tokio::sync::mpsc as tokio_mpsc;
 
 use crate::info::EngineInfo;
@@ -12,8 +13,8 @@ use crate::stats::EngineStats;
 
 /// A message to the engine thread.
 pub(crate) enum Command {
-    Submit(GenerateRequest, tokio_mpsc::UnboundedSender<Event>),
-    Abort(String),
+    Submit(RequestKey, GenerateRequest, tokio_mpsc::UnboundedSender<Event>),
+    Abort(RequestKey),
     Shutdown,
 }
 
@@ -24,6 +25,8 @@ pub(crate) struct Shared {
     pub(crate) live: AtomicUsize,
     /// Set once no new request is taken.
     pub(crate) closed: AtomicBool,
+    /// Names requests in order of arrival; clients may choose equal `request_id`s, so those name nothing.
+    next_key: AtomicU64,
 }
 
 /// A cheap, clonable way to reach the engine thread.
@@ -38,7 +41,7 @@ pub struct EngineHandle {
 /// The events of one request; dropping it cancels the request.
 pub struct EventStream {
     events: tokio_mpsc::UnboundedReceiver<Event>,
-    request_id: String,
+    key: RequestKey,
     commands: mpsc::Sender<Command>,
 }
 
@@ -73,13 +76,13 @@ impl EngineHandle {
             self.shared.live.fetch_sub(1, Ordering::AcqRel);
             return Err(SubmitError::Full { limit });
         }
-        let request_id = request.request_id.clone();
+        let key = RequestKey(self.shared.next_key.fetch_add(1, Ordering::Relaxed));
         let (sender, events) = tokio_mpsc::unbounded_channel();
-        if self.commands.send(Command::Submit(request, sender)).is_err() {
+        if self.commands.send(Command::Submit(key, request, sender)).is_err() {
             self.shared.live.fetch_sub(1, Ordering::AcqRel);
             return Err(SubmitError::Closed);
         }
-        Ok(EventStream { events, request_id, commands: self.commands.clone() })
+        Ok(EventStream { events, key, commands: self.commands.clone() })
     }
 
     /// Takes no new request, lets the running ones finish, then ends the engine thread.
@@ -105,6 +108,6 @@ impl EventStream {
 impl Drop for EventStream {
     fn drop(&mut self) {
         // Harmless if the request has ended: the engine ignores ids that it does not know.
-        let _ = self.commands.send(Command::Abort(std::mem::take(&mut self.request_id)));
+        let _ = self.commands.send(Command::Abort(self.key));
     }
 }

@@ -79,10 +79,7 @@ impl EngineInfo {
         if slots.div_ceil(self.block_size) > self.num_blocks {
             return Err(invalid(
                 "max_tokens",
-                format!(
-                    "{slots} KV slots are needed at most, the pool has {}",
-                    self.num_blocks * self.block_size
-                ),
+                format!("{slots} KV slots are needed at most, the pool has {}", self.num_blocks * self.block_size),
             ));
         }
         if sampling.n > self.max_num_seqs {

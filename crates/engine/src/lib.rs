@@ -1,1 +1,30 @@
-//! placeholder
+//! The engine: one thread that owns the model, the KV pool and the ring, and a handle to reach it.
+#![forbid(unsafe_code)]
+
+mod choice;
+mod config;
+mod engine;
+mod handle;
+mod info;
+mod logprobs;
+mod memory;
+mod request;
+mod sampler;
+mod sampling;
+mod self_check;
+mod start;
+mod stats;
+mod step;
+mod token_counts;
+
+pub use config::EngineConfig;
+pub use handle::{EngineHandle, EventStream};
+pub use info::EngineInfo;
+pub use request::{
+    ChoiceDelta, Event, Finish, FinishReason, GenerateRequest, PromptOutput, RequestError, RowsError, StopReason,
+    SubmitError, TokenLogprobs,
+};
+pub use sampling::SamplingParams;
+pub use self_check::SelfCheckError;
+pub use start::{Engine, StartError};
+pub use stats::EngineStats;

@@ -1,0 +1,49 @@
+//! What the command line decides about the engine.
+
+/// Settings of an engine; `Default` gives the command line's defaults.
+#[derive(Debug, Clone, PartialEq)]
+pub struct EngineConfig {
+    /// Names that requests may use; the first is the one reported.
+    pub served_model_names: Vec<String>,
+    /// Prompt and completion together, at most; `None` takes the model's.
+    pub max_model_len: Option<usize>,
+    /// Sequences that run at once, at most.
+    pub max_num_seqs: usize,
+    /// Tokens in a step, at most.
+    pub max_num_batched_tokens: usize,
+    /// Tokens in a KV block.
+    pub block_size: usize,
+    /// Blocks in the KV pool; `None` sizes it from free memory.
+    pub num_blocks: Option<usize>,
+    /// Whether full blocks are kept for later prompts.
+    pub enable_prefix_caching: bool,
+    /// Whether routing is captured.
+    pub capture: bool,
+    /// Whether every request gets rows that does not refuse them.
+    pub return_routed_experts: bool,
+    /// Requests that may wait beyond those that run; one more gets 503.
+    pub max_queued_requests: usize,
+    /// Alternatives per token that a request may ask for.
+    pub max_logprobs: usize,
+    /// Seed of requests that name none; `None` draws one.
+    pub seed: Option<u64>,
+}
+
+impl Default for EngineConfig {
+    fn default() -> Self {
+        Self {
+            served_model_names: Vec::new(),
+            max_model_len: None,
+            max_num_seqs: 256,
+            max_num_batched_tokens: 2048,
+            block_size: 16,
+            num_blocks: None,
+            enable_prefix_caching: true,
+            capture: true,
+            return_routed_experts: false,
+            max_queued_requests: 4096,
+            max_logprobs: 20,
+            seed: None,
+        }
+    }
+}

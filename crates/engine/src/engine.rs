@@ -1,0 +1,304 @@
+//! The engine thread: take commands, compute a step, hand out what it led to.
+
+use std::ops::ControlFlow;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, mpsc};
+use std::time::Instant;
+
+use moetrail_capture::{CaptureRing, DrainError, drain};
+use moetrail_kernels::KvPool;
+use moetrail_models::Decoder;
+use moetrail_routes::{ExpertRows, RowLedger};
+use moetrail_sched::{Batch, BlockHash, BlockPool, CacheScope, NewSequence, RequestKey, Scheduler, SeqId, Sequence};
+use rustc_hash::FxHashMap;
+use tokio::sync::mpsc::UnboundedSender;
+
+use crate::choice::{Choice, ChoiceRows};
+use crate::handle::{Command, Shared};
+use crate::info::EngineInfo;
+use crate::request::{
+    ChoiceDelta, Event, Finish, FinishReason, GenerateRequest, RequestError, RowsError, StopReason, TokenLogprobs,
+};
+use crate::stats::{EngineStats, FinishedReason};
+
+/// A request that has been accepted and has not ended.
+pub(crate) struct Live {
+    pub(crate) request: GenerateRequest,
+    pub(crate) events: UnboundedSender<Event>,
+    pub(crate) seed: u64,
+    pub(crate) arrived: Instant,
+    /// Its sequences that have not ended; choice 0 alone until the prompt is computed.
+    pub(crate) seqs: Vec<SeqId>,
+    pub(crate) prompt_sent: bool,
+    pub(crate) first_scheduled: bool,
+    pub(crate) prompt_logprobs: Vec<Option<TokenLogprobs>>,
+}
+
+/// Everything the engine thread owns. Nothing here is shared or locked.
+pub(crate) struct EngineThread {
+    pub(crate) decoder: Decoder,
+    pub(crate) kv: KvPool,
+    pub(crate) ring: Option<CaptureRing>,
+    pub(crate) scheduler: Scheduler,
+    pub(crate) batch: Batch,
+    pub(crate) live: FxHashMap<RequestKey, Live>,
+    pub(crate) choices: FxHashMap<SeqId, Choice>,
+    pub(crate) info: Arc<EngineInfo>,
+    pub(crate) stats: Arc<EngineStats>,
+    seed: u64,
+    receiver: mpsc::Receiver<Command>,
+    shared: Arc<Shared>,
+    draining: bool,
+}
+
+impl EngineThread {
+    #[allow(clippy::too_many_arguments, reason = "called once, with everything that the thread will own")]
+    pub(crate) fn new(
+        decoder: Decoder,
+        kv: KvPool,
+        ring: Option<CaptureRing>,
+        scheduler: Scheduler,
+        seed: u64,
+        receiver: mpsc::Receiver<Command>,
+        shared: Arc<Shared>,
+        info: Arc<EngineInfo>,
+        stats: Arc<EngineStats>,
+    ) -> Self {
+        Self {
+            decoder,
+            kv,
+            ring,
+            scheduler,
+            batch: Batch::default(),
+            live: FxHashMap::default(),
+            choices: FxHashMap::default(),
+            info,
+            stats,
+            seed,
+            receiver,
+            shared,
+            draining: false,
+        }
+    }
+
+    /// Runs until shutdown, or until the last handle is gone and the last request has ended.
+    pub(crate) fn run(mut self) {
+        while self.receive().is_continue() {
+            // A panic here is a bug of ours; it must not take the server down with it.
+            if catch_unwind(AssertUnwindSafe(|| self.step())).is_err() {
+                tracing::error!("a step panicked; every live request fails");
+                self.fail_all("the engine failed internally");
+            }
+            self.publish_gauges();
+        }
+    }
+
+    /// Takes all commands that have come in; waits for one if there is nothing to compute.
+    fn receive(&mut self) -> ControlFlow<()> {
+        loop {
+            let command = if self.scheduler.is_idle() {
+                if self.draining {
+                    return ControlFlow::Break(());
+                }
+                match self.receiver.recv() {
+                    Ok(command) => command,
+                    Err(mpsc::RecvError) => return ControlFlow::Break(()),
+                }
+            } else {
+                match self.receiver.try_recv() {
+                    Ok(command) => command,
+                    Err(_) => return ControlFlow::Continue(()),
+                }
+            };
+            match command {
+                Command::Submit(key, request, events) => self.submit(key, request, events),
+                Command::Abort(key) => self.abort(key),
+                Command::Shutdown => self.draining = true,
+            }
+            self.publish_gauges();
+        }
+    }
+
+    fn submit(&mut self, key: RequestKey, request: GenerateRequest, events: UnboundedSender<Event>) {
+        let scope = CacheScope { salt: request.cache_salt.clone(), epoch: 0 };
+        // Requests without a seed still differ from each other, and repeat under `--seed` in the same order.
+        let seed =
+            request.sampling.seed.unwrap_or_else(|| self.seed.wrapping_add(key.0.wrapping_mul(0x9E37_79B9_7F4A_7C15)));
+        let seq = self.scheduler.add(NewSequence {
+            request: key,
+            prompt: request.prompt.to_vec(),
+            num_choices: request.sampling.n,
+            priority: request.priority,
+            cache_root: BlockHash::root(&scope),
+            // Cached positions are not forwarded, so they have no logits.
+            read_prefix_cache: request.sampling.prompt_logprobs.is_none(),
+        });
+        let rows = self.ring.as_ref().zip(request.routed_experts_start).map(|(ring, start)| ChoiceRows {
+            ledger: RowLedger::new(start, ring.layout().row_bytes()),
+            rows_of_others: 0,
+            error: None,
+        });
+        self.choices.insert(seq, Choice::new(0, &request, self.info.tokenizer.as_ref(), rows));
+        let live = Live {
+            request,
+            events,
+            seed,
+            arrived: Instant::now(),
+            seqs: vec![seq],
+            prompt_sent: false,
+            first_scheduled: false,
+            prompt_logprobs: Vec::new(),
+        };
+        self.live.insert(key, live);
+    }
+
+    /// Ends what is left of a request; its choices say `abort` and keep the rows forwarded so far.
+    fn abort(&mut self, key: RequestKey) {
+        let Some(live) = self.live.get(&key) else { return };
+        for seq in live.seqs.clone() {
+            self.finish(seq, Vec::new(), String::new(), Vec::new(), FinishReason::Abort, None);
+        }
+    }
+
+    /// Fails a request as a whole; others go on.
+    pub(crate) fn fail(&mut self, key: RequestKey, error: RequestError) {
+        let Some(live) = self.live.remove(&key) else { return };
+        for seq in &live.seqs {
+            self.scheduler.remove(*seq);
+            self.choices.remove(seq);
+        }
+        // A client that is gone does not need to know.
+        let _ = live.events.send(Event::Failed(error));
+        self.shared.live.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    pub(crate) fn fail_all(&mut self, message: &str) {
+        for key in self.live.keys().copied().collect::<Vec<_>>() {
+            self.fail(key, RequestError::Engine(message.to_owned()));
+        }
+        // Whatever a broken step left behind is dropped with the old pool: no block of it can be matched again.
+        self.scheduler = Scheduler::new(self.scheduler.config().clone());
+        self.batch = Batch::default();
+    }
+
+    /// Ends a choice: drains its rows while it has its blocks, releases them, and tells the client.
+    pub(crate) fn finish(
+        &mut self,
+        seq: SeqId,
+        token_ids: Vec<u32>,
+        mut text: String,
+        logprobs: Vec<TokenLogprobs>,
+        reason: FinishReason,
+        stop_reason: Option<StopReason>,
+    ) {
+        let (Some(mut choice), Some(sequence)) = (self.choices.remove(&seq), self.scheduler.get(seq)) else { return };
+        let forwarded = sequence.max_computed_tokens();
+        // The last sampled token was never forwarded: it has no row.
+        let upto = forwarded.min(sequence.prompt_len() + choice.num_output.saturating_sub(1));
+        let rows = choice.rows.take().filter(|_| forwarded > 0).map(|mut rows| {
+            let reach = upto.min(sequence.num_computed_tokens());
+            drain_rows(self.ring.as_ref(), &self.stats, sequence, self.scheduler.pool(), &mut rows, reach);
+            rows.ledger.truncate(upto);
+            rows
+        });
+        let key = sequence.request();
+        self.scheduler.remove(seq);
+        let Some(live) = self.live.get_mut(&key) else { return };
+        if reason == FinishReason::Abort {
+            text.push_str(&choice.flush(&mut None));
+        }
+        let start = live.request.routed_experts_start;
+        let returned = rows.map(|rows| (rows.rows_of_others, self.ring.as_ref().map(|ring| rows_result(ring, rows))));
+        let (rows_of_others, routed_experts) = returned.map_or((0, None), |(others, rows)| (others, rows));
+        let num_rows = routed_experts.as_ref().and_then(|rows| rows.as_ref().ok()).map(ExpertRows::num_rows);
+        let finish = Finish { reason, stop_reason, routed_experts };
+        let delta = ChoiceDelta { index: choice.index, token_ids, text, logprobs, finish: Some(finish) };
+        let delivered = live.events.send(Event::Choice(delta)).is_ok();
+        if let (true, Some(num_rows), Some(start)) = (delivered, num_rows, start) {
+            self.stats.rows_returned.inc_by(num_rows as u64);
+            self.stats.rows_trimmed.inc_by(start.min(forwarded) as u64);
+            self.stats.rows_prefix_cached.inc_by(rows_of_others as u64);
+        }
+        self.stats.request_success.get_or_create(&FinishedReason { finished_reason: reason.as_str() }).inc();
+        live.seqs.retain(|other| *other != seq);
+        if live.seqs.is_empty() {
+            self.stats.e2e_request_latency.observe(live.arrived.elapsed().as_secs_f64());
+            self.live.remove(&key);
+            self.shared.live.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
+
+    /// Splits a request whose prompt is computed into its choices. The prompt's rows are drained once, before.
+    pub(crate) fn fork(&mut self, key: RequestKey, seq: SeqId) -> Vec<SeqId> {
+        let mut all = vec![seq];
+        let Some(live) = self.live.get_mut(&key).filter(|live| live.request.sampling.n > 1) else { return all };
+        let (Some(parent), Some(sequence)) = (self.choices.get_mut(&seq), self.scheduler.get(seq)) else { return all };
+        if let Some(rows) = &mut parent.rows {
+            drain_rows(self.ring.as_ref(), &self.stats, sequence, self.scheduler.pool(), rows, sequence.prompt_len());
+        }
+        let rows = parent.rows.clone();
+        for (offset, child) in self.scheduler.fork(seq).into_iter().enumerate() {
+            let choice = Choice::new(offset + 1, &live.request, self.info.tokenizer.as_ref(), rows.clone());
+            self.choices.insert(child, choice);
+            live.seqs.push(child);
+            all.push(child);
+        }
+        all
+    }
+
+    fn publish_gauges(&self) {
+        let pool = self.scheduler.pool();
+        self.stats.num_requests_running.set(self.scheduler.num_running() as i64);
+        self.stats.num_requests_waiting.set(self.scheduler.num_waiting() as i64);
+        let used = pool.num_blocks() - pool.num_free();
+        self.stats.kv_cache_usage_perc.set(used as f64 / pool.num_blocks() as f64);
+    }
+}
+
+impl Drop for EngineThread {
+    fn drop(&mut self) {
+        self.shared.closed.store(true, Ordering::Release);
+    }
+}
+
+/// Brings a choice's ledger up to position `upto`; a failure is the choice's alone.
+pub(crate) fn drain_rows(
+    ring: Option<&CaptureRing>,
+    stats: &EngineStats,
+    sequence: &Sequence,
+    pool: &BlockPool,
+    rows: &mut ChoiceRows,
+    upto: usize,
+) {
+    let Some(ring) = ring.filter(|_| rows.error.is_none()) else { return };
+    let began = Instant::now();
+    match drain(ring, pool, sequence.blocks(), sequence.request(), &mut rows.ledger, upto) {
+        Ok(drained) => {
+            stats.d2h_bytes.inc_by(drained.bytes as u64);
+            rows.rows_of_others += drained.rows_of_others;
+            if drained.rows > 0 {
+                stats.gather_seconds.observe(began.elapsed().as_secs_f64());
+            }
+        }
+        Err(error) => {
+            let code = match &error {
+                DrainError::GenerationMismatch { .. } => {
+                    stats.generation_mismatch.inc();
+                    "generation_mismatch"
+                }
+                _ => "rows_lost",
+            };
+            rows.error = Some(RowsError { code, message: error.to_string() });
+        }
+    }
+}
+
+fn rows_result(ring: &CaptureRing, rows: ChoiceRows) -> Result<ExpertRows, RowsError> {
+    if let Some(error) = rows.error {
+        return Err(error);
+    }
+    let start = rows.ledger.start();
+    ExpertRows::new(start, ring.layout().wire(), ring.layout().to_wire(rows.ledger.into_data()))
+        .map_err(|error| RowsError { code: "rows_lost", message: error.to_string() })
+}

@@ -1,0 +1,316 @@
+//! One step: schedule, forward, sample, hand out.
+
+use std::sync::Mutex;
+use std::time::Instant;
+
+use moetrail_kernels::{SeqSpan, pool};
+use moetrail_models::{StepInput, StepOutput};
+use moetrail_sched::{Batch, RequestKey, Scheduled, SeqId};
+use rustc_hash::FxHashMap;
+
+use crate::choice::Choice;
+use crate::engine::{EngineThread, Live, drain_rows};
+use crate::logprobs::token_logprobs;
+use crate::request::{ChoiceDelta, Event, FinishReason, PromptOutput, RequestError, TokenLogprobs};
+use crate::sampler;
+use crate::self_check::ring_cells;
+
+/// Which logits a step needs, and for what.
+#[derive(Default)]
+struct LogitRows {
+    /// Batch rows, ascending.
+    rows: Vec<u32>,
+    /// `(index into rows, request, position whose token is predicted)` for prompt log-probabilities.
+    prompt: Vec<(usize, RequestKey, usize)>,
+    /// Index into `rows` for the next token of a sequence.
+    next: FxHashMap<SeqId, usize>,
+}
+
+/// A sampled token of one choice.
+struct Sampled {
+    seq: SeqId,
+    token: Result<u32, RequestError>,
+    logprobs: Vec<TokenLogprobs>,
+}
+
+impl EngineThread {
+    /// Computes one step, if there is anything to compute.
+    pub(crate) fn step(&mut self) {
+        let mut batch = std::mem::take(&mut self.batch);
+        self.schedule(&mut batch);
+        if !batch.is_empty() {
+            let wanted = self.logit_rows(&batch);
+            match self.forward(&batch, &wanted.rows) {
+                Ok(output) => {
+                    self.scheduler.commit(&batch);
+                    self.count(&batch);
+                    self.fail_nan_rows(&batch, &output);
+                    self.hand_out(&batch, &wanted, &output);
+                }
+                Err(message) => self.fail_batch(&batch, &message),
+            }
+        }
+        self.batch = batch;
+    }
+
+    /// Plans the step; sequences that lose their blocks have their rows drained first.
+    fn schedule(&mut self, batch: &mut Batch) {
+        let (ring, stats, choices) = (self.ring.as_ref(), &self.stats, &mut self.choices);
+        self.scheduler.schedule(batch, &mut |sequence, pool| {
+            if let Some(rows) = choices.get_mut(&sequence.id()).and_then(|choice| choice.rows.as_mut()) {
+                drain_rows(ring, stats, sequence, pool, rows, sequence.num_computed_tokens());
+            }
+        });
+        self.stats.num_preemptions.inc_by(batch.num_preempted as u64);
+        for copy in &batch.copies {
+            self.kv.copy_block(copy.from, copy.to);
+            if let Some(ring) = &mut self.ring {
+                ring.copy_block(copy.from, copy.to);
+            }
+        }
+    }
+
+    fn logit_rows(&self, batch: &Batch) -> LogitRows {
+        let mut wanted = LogitRows::default();
+        for scheduled in &batch.scheduled {
+            let Some(sequence) = self.scheduler.get(scheduled.seq) else { continue };
+            let Some(live) = self.live.get(&sequence.request()) else { continue };
+            let params = &live.request.sampling;
+            for (offset, row) in scheduled.rows.clone().enumerate() {
+                let predicted = scheduled.first_position + offset + 1;
+                let of_prompt = params.prompt_logprobs.is_some()
+                    && sequence.choice() == 0
+                    && !live.prompt_sent
+                    && predicted < sequence.prompt_len()
+                    // After a preemption, positions come by again.
+                    && predicted >= live.prompt_logprobs.len();
+                let of_next = scheduled.samples && row + 1 == scheduled.rows.end && params.max_tokens > 0;
+                if of_prompt {
+                    wanted.prompt.push((wanted.rows.len(), sequence.request(), predicted));
+                }
+                if of_next {
+                    wanted.next.insert(scheduled.seq, wanted.rows.len());
+                }
+                if of_prompt || of_next {
+                    wanted.rows.push(row as u32);
+                }
+            }
+        }
+        wanted
+    }
+
+    fn forward(&mut self, batch: &Batch, logit_rows: &[u32]) -> Result<StepOutput, String> {
+        let span = |scheduled: &Scheduled| SeqSpan {
+            rows: scheduled.rows.clone(),
+            first_position: scheduled.first_position as u32,
+            block_table: &batch.block_tables[scheduled.blocks.clone()],
+        };
+        let seqs: Vec<SeqSpan<'_>> = batch.scheduled.iter().map(span).collect();
+        let input = StepInput {
+            token_ids: &batch.token_ids,
+            positions: &batch.positions,
+            slot_mapping: &batch.slot_mapping,
+            seqs: &seqs,
+            logit_rows,
+        };
+        let ring = self.ring.as_mut().map(ring_cells);
+        self.decoder.forward(&input, &mut self.kv, ring).map_err(|error| error.to_string())
+    }
+
+    /// Counts what the step computed, and notes first admissions.
+    fn count(&mut self, batch: &Batch) {
+        self.stats.iterations.inc();
+        if self.ring.is_some() {
+            self.stats.rows_captured.inc_by(batch.num_tokens() as u64);
+        }
+        for scheduled in &batch.scheduled {
+            let Some(sequence) = self.scheduler.get(scheduled.seq) else { continue };
+            if let Some(rows) = self.choices.get(&scheduled.seq).and_then(|choice| choice.rows.as_ref()) {
+                // The ledger holds rows of positions not yet committed only if they were drained at a preemption.
+                let known = rows.ledger.span();
+                let (first, end) = (scheduled.first_position, scheduled.first_position + scheduled.rows.len());
+                let again = end.min(known.end).saturating_sub(first.max(known.start));
+                self.stats.rows_deduplicated.inc_by(again as u64);
+            }
+            if let Some(live) = self.live.get_mut(&sequence.request()).filter(|live| !live.first_scheduled) {
+                live.first_scheduled = true;
+                self.stats.request_queue_time.observe(live.arrived.elapsed().as_secs_f64());
+                self.stats.prefix_cache_queries.inc_by(sequence.prompt_len() as u64);
+                self.stats.prefix_cache_hits.inc_by(sequence.num_cached_tokens() as u64);
+            }
+        }
+    }
+
+    /// A NaN in a router makes a token's routing meaningless: its request fails, the others go on.
+    fn fail_nan_rows(&mut self, batch: &Batch, output: &StepOutput) {
+        for row in output.nan_rows.iter().map(|row| *row as usize) {
+            let Some(scheduled) = batch.scheduled.iter().find(|scheduled| scheduled.rows.contains(&row)) else {
+                continue;
+            };
+            let Some(key) = self.scheduler.get(scheduled.seq).map(|sequence| sequence.request()) else { continue };
+            let position = batch.positions[row] as usize;
+            self.fail(key, RequestError::NotANumber { place: "router logits", position });
+        }
+    }
+
+    fn fail_batch(&mut self, batch: &Batch, message: &str) {
+        tracing::error!(message, "a forward pass failed; its requests fail");
+        for scheduled in &batch.scheduled {
+            if let Some(key) = self.scheduler.get(scheduled.seq).map(|sequence| sequence.request()) {
+                self.fail(key, RequestError::Engine(format!("the forward pass failed: {message}")));
+            }
+        }
+    }
+
+    /// Turns logits into events.
+    fn hand_out(&mut self, batch: &Batch, wanted: &LogitRows, output: &StepOutput) {
+        let logits = match output.logits.flatten_all().and_then(|logits| logits.to_vec1::<f32>()) {
+            Ok(logits) => logits,
+            Err(error) => return self.fail_batch(batch, &error.to_string()),
+        };
+        let vocab = self.info.vocab_size;
+        let row_of = |index: usize| &logits[index * vocab..(index + 1) * vocab];
+        self.take_prompt_logprobs(wanted, &row_of);
+
+        // Prompts that are complete now: tell, then split into choices, which all continue from the same logits.
+        let mut jobs: Vec<(usize, SeqId)> = Vec::with_capacity(wanted.next.len());
+        for scheduled in batch.scheduled.iter().filter(|scheduled| scheduled.samples) {
+            // A request that failed in this step is no longer known.
+            let Some(key) = self.scheduler.get(scheduled.seq).map(|sequence| sequence.request()) else { continue };
+            let first = self.announce_prompt(key, scheduled.seq);
+            let choices = if first { self.fork(key, scheduled.seq) } else { vec![scheduled.seq] };
+            match wanted.next.get(&scheduled.seq) {
+                Some(index) => jobs.extend(choices.into_iter().map(|seq| (*index, seq))),
+                None => {
+                    for seq in choices {
+                        self.finish(seq, Vec::new(), String::new(), Vec::new(), FinishReason::Length, None);
+                    }
+                }
+            }
+        }
+        for sampled in self.sample(&jobs, &row_of) {
+            self.advance(sampled);
+        }
+    }
+
+    fn take_prompt_logprobs<'a>(&mut self, wanted: &LogitRows, row_of: &(impl Fn(usize) -> &'a [f32] + Sync)) {
+        let tokens: Vec<(u32, usize)> = wanted
+            .prompt
+            .iter()
+            .map(|(_, key, position)| {
+                self.live.get(key).map_or((0, 0), |live| {
+                    (live.request.prompt[*position], live.request.sampling.prompt_logprobs.unwrap_or(0))
+                })
+            })
+            .collect();
+        let results = in_parallel(tokens.len(), |job| {
+            let (token, num_top) = tokens[job];
+            token_logprobs(row_of(wanted.prompt[job].0), token, num_top)
+        });
+        for ((_, key, position), result) in wanted.prompt.iter().zip(results) {
+            let Some(live) = self.live.get_mut(key) else { continue };
+            if result.logprob.is_nan() {
+                let position = position - 1;
+                self.fail(*key, RequestError::NotANumber { place: "logits", position });
+                continue;
+            }
+            if live.prompt_logprobs.is_empty() {
+                live.prompt_logprobs.push(None);
+            }
+            // Positions come in order, each once.
+            live.prompt_logprobs.push(Some(result));
+        }
+    }
+
+    /// Sends the prompt's event, once. Returns whether it did.
+    fn announce_prompt(&mut self, key: RequestKey, seq: SeqId) -> bool {
+        let cached_tokens = self.scheduler.get(seq).map_or(0, |sequence| sequence.num_cached_tokens());
+        let Some(live) = self.live.get_mut(&key).filter(|live| !live.prompt_sent) else { return false };
+        live.prompt_sent = true;
+        self.stats.prompt_tokens.inc_by(live.request.prompt.len() as u64);
+        self.stats.prompt_tokens_cached.inc_by(cached_tokens as u64);
+        let prompt_logprobs = live.request.sampling.prompt_logprobs.map(|_| {
+            let mut entries = std::mem::take(&mut live.prompt_logprobs);
+            // A prompt of one token predicts nothing within the prompt.
+            entries.resize(live.request.prompt.len(), None);
+            entries
+        });
+        // A client that is gone is noticed when its stream is dropped.
+        let _ = live.events.send(Event::Prompt(PromptOutput { cached_tokens, prompt_logprobs }));
+        true
+    }
+
+    fn sample<'a>(&self, jobs: &[(usize, SeqId)], row_of: &(impl Fn(usize) -> &'a [f32] + Sync)) -> Vec<Sampled> {
+        let (scheduler, live, choices, info) = (&self.scheduler, &self.live, &self.choices, &self.info);
+        in_parallel(jobs.len(), |job| {
+            let (index, seq) = jobs[job];
+            let known = scheduler.get(seq).and_then(|sequence| live.get(&sequence.request())).zip(choices.get(&seq));
+            let Some((live, choice)) = known else {
+                let error = RequestError::Engine("the choice is not known to the engine".into());
+                return Sampled { seq, token: Err(error), logprobs: Vec::new() };
+            };
+            let raw = row_of(index);
+            let token = sample_one(raw, live, choice, &info.eos_token_ids);
+            let asked = token.as_ref().ok().zip(live.request.sampling.logprobs);
+            let logprobs = asked.map(|(token, num_top)| token_logprobs(raw, *token, num_top)).into_iter().collect();
+            Sampled { seq, token, logprobs }
+        })
+    }
+
+    /// A choice got its next token.
+    fn advance(&mut self, sampled: Sampled) {
+        let Some(sequence) = self.scheduler.get(sampled.seq) else { return };
+        let key = sequence.request();
+        let token = match sampled.token {
+            Ok(token) => token,
+            Err(error) => return self.fail(key, error),
+        };
+        let (Some(live), Some(choice)) = (self.live.get(&key), self.choices.get_mut(&sampled.seq)) else { return };
+        let now = Instant::now();
+        match choice.last_token_at.replace(now) {
+            None => self.stats.time_to_first_token.observe((now - live.arrived).as_secs_f64()),
+            Some(last) => self.stats.inter_token_latency.observe((now - last).as_secs_f64()),
+        }
+        self.stats.generation_tokens.inc();
+        let advance = choice.advance(token, &live.request, &self.info.eos_token_ids);
+        if let Some((reason, stop_reason)) = advance.end {
+            return self.finish(sampled.seq, vec![token], advance.text, sampled.logprobs, reason, stop_reason);
+        }
+        let delta = ChoiceDelta {
+            index: choice.index,
+            token_ids: vec![token],
+            text: advance.text,
+            logprobs: sampled.logprobs,
+            finish: None,
+        };
+        self.scheduler.push_token(sampled.seq, token);
+        // A client that is gone is noticed when its stream is dropped.
+        let _ = live.events.send(Event::Choice(delta));
+    }
+}
+
+fn sample_one(raw: &[f32], live: &Live, choice: &Choice, eos: &[u32]) -> Result<u32, RequestError> {
+    if raw.iter().any(|logit| logit.is_nan()) {
+        let position = live.request.prompt.len() + choice.num_output - 1;
+        return Err(RequestError::NotANumber { place: "logits", position });
+    }
+    let params = &live.request.sampling;
+    let banned =
+        if choice.num_output < params.min_tokens { [eos, &params.stop_token_ids].concat() } else { Vec::new() };
+    let uniform = || sampler::uniform(live.seed, choice.index, choice.num_output);
+    sampler::pick(&mut raw.to_vec(), params, &choice.counts, &banned, uniform)
+        .ok_or_else(|| RequestError::Engine("bias, masks and min_tokens leave no token to sample".into()))
+}
+
+/// Computes `job(0..num_jobs)` on the kernels' pool, in order of the index.
+fn in_parallel<T: Send>(num_jobs: usize, job: impl Fn(usize) -> T + Sync) -> Vec<T> {
+    let slots: Vec<Mutex<Option<T>>> = (0..num_jobs).map(|_| Mutex::new(None)).collect();
+    pool::run(num_jobs, &|index| {
+        let result = job(index);
+        *slots[index].lock().unwrap_or_else(|poison| poison.into_inner()) = Some(result);
+    });
+    slots
+        .into_iter()
+        .map(|slot| slot.into_inner().unwrap_or_else(|poison| poison.into_inner()).expect("the pool runs every job"))
+        .collect()
+}
