@@ -2,10 +2,10 @@ use std::ops::Range;
 
 use candle_core::{Device, Result, Tensor};
 
+use crate::attention_tiles::attend;
 use crate::error::{KernelError, check_index, check_shape};
 use crate::form::Form;
 use crate::kv::LayerKv;
-use crate::reference;
 use crate::tensor::with_rows;
 
 const OP: &str = "paged_attention";
@@ -81,7 +81,7 @@ pub fn paged_attention(
 
 /// As [`paged_attention`] on slices: `q` and `out` `[n, heads * head_dim]`.
 pub fn attention(
-    _form: Form,
+    form: Form,
     q: &[f32],
     shape: &AttentionShape,
     seqs: &[SeqSpan<'_>],
@@ -90,7 +90,7 @@ pub fn attention(
     out: &mut [f32],
 ) -> std::result::Result<(), KernelError> {
     check(q, shape, seqs, kv, block_size, out)?;
-    reference::attention(q, shape, seqs, kv, block_size, out);
+    attend(form, q, shape, seqs, kv, block_size, out);
     Ok(())
 }
 

@@ -1,9 +1,9 @@
 use candle_core::{Device, Result, Tensor};
 
 use crate::error::{KernelError, check_index, check_shape};
+use crate::expert_product;
 use crate::experts::PackedExperts;
 use crate::form::Form;
-use crate::reference;
 use crate::router::Routing;
 use crate::tensor::{with_elements, with_rows};
 
@@ -28,7 +28,7 @@ pub fn expert_ffn(x: &Tensor, routing: &Routing, experts: &PackedExperts) -> Res
 
 /// As [`expert_ffn`] on slices: `x` and `out` `[n, hidden]`, `ids` and `weights` `[n, top_k]`.
 pub fn experts_rows(
-    _form: Form,
+    form: Form,
     x: &[f32],
     ids: &[u32],
     weights: &[f32],
@@ -43,6 +43,6 @@ pub fn experts_rows(
     for &id in ids {
         check_index(OP, "expert id", id as usize, experts.num_experts())?;
     }
-    reference::expert_ffn(x, ids, weights, experts, out);
+    expert_product::expert_ffn(form, x, ids, weights, experts, out);
     Ok(())
 }

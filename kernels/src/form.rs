@@ -53,7 +53,7 @@ impl Form {
     }
 
     #[cfg(target_arch = "x86_64")]
-    fn is_supported(self) -> bool {
+    pub(crate) fn is_supported(self) -> bool {
         match self {
             Form::Avx512 => {
                 is_x86_feature_detected!("avx512f")
@@ -71,7 +71,7 @@ impl Form {
     }
 
     #[cfg(not(target_arch = "x86_64"))]
-    fn is_supported(self) -> bool {
+    pub(crate) fn is_supported(self) -> bool {
         self == Form::Scalar
     }
 }

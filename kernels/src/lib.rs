@@ -9,9 +9,11 @@
 
 mod activation;
 mod attention;
+mod attention_tiles;
 mod buffer;
 mod error;
 mod expert_ffn;
+mod expert_product;
 mod experts;
 mod form;
 mod kv;
@@ -19,10 +21,12 @@ mod linear;
 mod norm;
 mod packed;
 pub mod pool;
+mod product;
 mod qkv;
 pub mod reference;
 mod rope;
 mod router;
+mod simd;
 mod tensor;
 mod weights;
 
@@ -33,9 +37,10 @@ pub use expert_ffn::{expert_ffn, experts_rows};
 pub use experts::{PackedExperts, PackedExpertsBuilder};
 pub use form::Form;
 pub use kv::{KvPool, LayerKv};
-pub use linear::{Linear, embedding, linear};
+pub use linear::{Linear, embedding};
 pub use norm::{rms_norm, rms_norm_rows};
 pub use packed::{PANEL, PackedMatrix, PackedMatrixBuilder};
+pub use product::linear;
 pub use qkv::{QkNorm, QkvCall, qkv_rope_store};
 pub use rope::RopeTable;
 pub use router::{RingCells, RingWrite, RouterConfig, RouterWeight, Routing, route, select};

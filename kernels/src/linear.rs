@@ -3,7 +3,7 @@ use candle_core::{Device, Result, Tensor};
 use crate::error::{KernelError, check_index, check_shape};
 use crate::form::Form;
 use crate::packed::PackedMatrix;
-use crate::reference;
+use crate::product::linear;
 use crate::tensor::{check_cpu, with_rows};
 
 /// `x W^T + b` on packed weights.
@@ -40,11 +40,6 @@ impl Linear {
             Tensor::from_vec(out, (n, self.weight.out_features()), &Device::Cpu)
         })
     }
-}
-
-/// `x` `[n, in]` times the weights, plus `bias` `[out]`, to `out` `[n, out]`.
-pub fn linear(_form: Form, x: &[f32], weight: &PackedMatrix, bias: Option<&[f32]>, out: &mut [f32]) {
-    reference::linear(x, weight, bias, out);
 }
 
 /// Rows `ids` of the table as f32 `[n, width]`.

@@ -1,13 +1,16 @@
 use candle_core::{Device, Result, Tensor};
-use half::{bf16, f16};
 
 use crate::attention::AttentionShape;
-use crate::buffer::elements_mut;
+use crate::buffer::{Shared, elements_mut};
 use crate::error::{KernelError, check_index, check_shape};
 use crate::form::Form;
 use crate::kv::LayerKv;
-use crate::reference;
+use crate::norm::TASK_ELEMENTS;
+use crate::pool;
 use crate::rope::RopeTable;
+use crate::simd::math::rms_norm;
+use crate::simd::stored::{Stored, StoredBf16, StoredF16, StoredF32};
+use crate::simd::{Body, LANES, Lanes, dispatch};
 use crate::tensor::with_rows;
 use crate::weights::WeightDtype;
 
@@ -73,37 +76,51 @@ pub struct QkvCall<'a> {
 
 impl QkvCall<'_> {
     /// As [`qkv_rope_store`] on slices: `qkv` `[n, (heads + 2 kv_heads) * head_dim]`, `q` `[n, heads * head_dim]`.
-    pub fn run(
-        &self,
-        _form: Form,
-        qkv: &[f32],
-        q: &mut [f32],
-        kv: LayerKv<'_>,
-    ) -> std::result::Result<(), KernelError> {
-        self.check(qkv.len(), &kv)?;
-        let (q_width, kv_width) = (self.shape.q_width(), kv.width());
-        let mut row = vec![0.0; q_width + 2 * kv_width];
-        for (index, from) in qkv.chunks_exact(row.len()).enumerate() {
-            row.copy_from_slice(from);
-            let position = self.positions[index];
-            reference::qkv_rope(&mut row, self.shape, self.norm, self.rope, position);
-            q[index * q_width..][..q_width].copy_from_slice(&row[..q_width]);
-            let (k, v) = row[q_width..].split_at(kv_width);
-            let slot = self.slots[index] as usize;
-            let bytes = slot * kv_width * kv.dtype.bytes()..(slot + 1) * kv_width * kv.dtype.bytes();
-            store(kv.dtype, k, &mut kv.k[bytes.clone()]);
-            store(kv.dtype, v, &mut kv.v[bytes]);
+    pub fn run(&self, form: Form, qkv: &[f32], q: &mut [f32], kv: LayerKv<'_>) -> std::result::Result<(), KernelError> {
+        self.check(qkv.len(), q.len(), &kv)?;
+        match kv.dtype {
+            WeightDtype::F32 => self.by_rows::<StoredF32>(form, qkv, q, kv),
+            WeightDtype::BF16 => self.by_rows::<StoredBf16>(form, qkv, q, kv),
+            WeightDtype::F16 => self.by_rows::<StoredF16>(form, qkv, q, kv),
         }
         Ok(())
     }
 
-    fn check(&self, qkv_len: usize, kv: &LayerKv<'_>) -> std::result::Result<(), KernelError> {
+    fn by_rows<S: Stored>(&self, form: Form, qkv: &[f32], q: &mut [f32], kv: LayerKv<'_>) {
+        let (q_width, kv_width) = (self.shape.q_width(), kv.width());
+        let n = self.slots.len();
+        let rows = TASK_ELEMENTS.div_ceil(q_width + 2 * kv_width);
+        let q = Shared::new(q);
+        let (k, v) = (Shared::new(elements_mut::<S::Bits>(kv.k)), Shared::new(elements_mut::<S::Bits>(kv.v)));
+        pool::run(n.div_ceil(rows), &|task| {
+            let mut turned = vec![0.0; kv_width];
+            for row in task * rows..n.min((task + 1) * rows) {
+                let slot = self.slots[row] as usize;
+                let body = Row::<S> {
+                    call: self,
+                    row: &qkv[row * (q_width + 2 * kv_width)..][..q_width + 2 * kv_width],
+                    position: self.positions[row],
+                    // SAFETY: rows are distinct, and this one lies inside the output.
+                    q: unsafe { q.slice(row * q_width, q_width) },
+                    turned: &mut turned,
+                    // SAFETY: slots were checked to be distinct and inside the cache.
+                    k: unsafe { k.slice(slot * kv_width, kv_width) },
+                    // SAFETY: as above.
+                    v: unsafe { v.slice(slot * kv_width, kv_width) },
+                };
+                dispatch(form, body);
+            }
+        });
+    }
+
+    fn check(&self, qkv_len: usize, q_len: usize, kv: &LayerKv<'_>) -> std::result::Result<(), KernelError> {
         let n = self.slots.len();
         self.shape.check(OP, kv)?;
         if let Some(norm) = self.norm {
             norm.check(self.shape)?;
         }
         check_shape(OP, "qkv", &[qkv_len], &[n * (self.shape.q_width() + 2 * kv.width())])?;
+        check_shape(OP, "q", &[q_len], &[n * self.shape.q_width()])?;
         check_shape(OP, "positions", &[self.positions.len()], &[n])?;
         check_index(OP, "rotary width", self.rope.rotary_dim(), self.shape.head_dim + 1)?;
         for (&position, &slot) in self.positions.iter().zip(self.slots) {
@@ -127,17 +144,121 @@ pub(crate) fn check_distinct(op: &'static str, slots: &[u32]) -> std::result::Re
     }
 }
 
-/// Rounds `from` to the cache's dtype.
-fn store(dtype: WeightDtype, from: &[f32], to: &mut [u8]) {
-    match dtype {
-        WeightDtype::F32 => elements_mut::<f32>(to).copy_from_slice(from),
-        WeightDtype::BF16 => {
-            let to = elements_mut::<u16>(to);
-            to.iter_mut().zip(from).for_each(|(to, &from)| *to = bf16::from_f32(from).to_bits());
+/// One row.
+struct Row<'a, S: Stored> {
+    call: &'a QkvCall<'a>,
+    /// `[(heads + 2 kv_heads) * head_dim]`
+    row: &'a [f32],
+    position: u32,
+    q: &'a mut [f32],
+    /// The keys before they are rounded.
+    turned: &'a mut [f32],
+    k: &'a mut [S::Bits],
+    v: &'a mut [S::Bits],
+}
+
+impl<S: Stored> Body for Row<'_, S> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<L: Lanes>(self) {
+        let (shape, norm) = (self.call.shape, self.call.norm);
+        let (cos, sin) = self.call.rope.at(self.position);
+        let (q, rest) = self.row.split_at(self.q.len());
+        let (k, v) = rest.split_at(self.k.len());
+        // SAFETY: each part has the length of the slice it is written to; the norm's weights were checked.
+        unsafe {
+            let eps = norm.map_or(0.0, |norm| norm.eps);
+            let q_weight = norm.map(|norm| &*norm.q_weight);
+            self.q.copy_from_slice(q);
+            prepare::<L>(self.q, shape, q_weight, eps, cos, sin);
+            let k_weight = norm.map(|norm| &*norm.k_weight);
+            self.turned.copy_from_slice(k);
+            prepare::<L>(self.turned, shape, k_weight, eps, cos, sin);
+            store::<L, S>(self.turned, None, self.k);
+            store::<L, S>(v, shape.clip_qkv, self.v);
         }
-        WeightDtype::F16 => {
-            let to = elements_mut::<u16>(to);
-            to.iter_mut().zip(from).for_each(|(to, &from)| *to = f16::from_f32(from).to_bits());
+    }
+}
+
+/// Norm, clamp and rotation of some heads, in place.
+///
+/// # Safety
+/// As the methods of [`Lanes`]; `x` has whole heads, and whole rows of the norm's weights.
+#[inline(always)]
+unsafe fn prepare<L: Lanes>(
+    x: &mut [f32],
+    shape: &AttentionShape,
+    weight: Option<&[f32]>,
+    eps: f32,
+    cos: &[f32],
+    sin: &[f32],
+) {
+    let half = cos.len();
+    // SAFETY: the caller's contract; parts of a head stay inside it.
+    unsafe {
+        if let Some(weight) = weight {
+            let mut at = 0;
+            while at < x.len() {
+                let part = x[at..at + weight.len()].as_mut_ptr();
+                rms_norm::<L>(part, weight.as_ptr(), eps, part, weight.len());
+                at += weight.len();
+            }
         }
+        if let Some(clip) = shape.clip_qkv {
+            let mut at = 0;
+            while at < x.len() {
+                let count = (x.len() - at).min(LANES);
+                let to = x.as_mut_ptr().add(at);
+                clamp(L::load_part(to, count), clip).store_part(to, count);
+                at += LANES;
+            }
+        }
+        let mut head = 0;
+        while head < x.len() {
+            let first = x[head..head + shape.head_dim].as_mut_ptr();
+            let second = first.add(half);
+            let mut at = 0;
+            while at < half {
+                let count = (half - at).min(LANES);
+                let (a, b) = (L::load_part(first.add(at), count), L::load_part(second.add(at), count));
+                let (c, s) = (L::load_part(cos.as_ptr().add(at), count), L::load_part(sin.as_ptr().add(at), count));
+                a.mul(c).sub(b.mul(s)).store_part(first.add(at), count);
+                b.mul(c).add(a.mul(s)).store_part(second.add(at), count);
+                at += LANES;
+            }
+            head += shape.head_dim;
+        }
+    }
+}
+
+/// NaN stays NaN.
+///
+/// # Safety
+/// As the methods of [`Lanes`].
+#[inline(always)]
+unsafe fn clamp<L: Lanes>(x: L, clip: f32) -> L {
+    // SAFETY: the caller's contract.
+    unsafe { L::splat(clip).min(L::splat(-clip).max(x)) }
+}
+
+/// Rounds `from`, clamped where asked, to the cache's dtype.
+///
+/// # Safety
+/// As the methods of [`Lanes`]; both have the same length.
+#[inline(always)]
+unsafe fn store<L: Lanes, S: Stored>(from: &[f32], clip: Option<f32>, to: &mut [S::Bits]) {
+    let mut at = 0;
+    while at < from.len() {
+        let count = (from.len() - at).min(LANES);
+        // SAFETY: `at + count` stays inside both.
+        unsafe {
+            let mut lanes = L::load_part(from.as_ptr().add(at), count);
+            if let Some(clip) = clip {
+                lanes = clamp(lanes, clip);
+            }
+            S::store_part(lanes, to.as_mut_ptr().add(at), count);
+        }
+        at += LANES;
     }
 }

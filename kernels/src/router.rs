@@ -7,10 +7,11 @@ use candle_core::{Device, Result, Tensor};
 use crate::buffer::Shared;
 use crate::error::{KernelError, check_index, check_shape};
 use crate::form::Form;
-use crate::linear::linear;
 use crate::packed::PackedMatrix;
 use crate::pool;
-use crate::reference;
+use crate::product::linear;
+use crate::simd::math::exp;
+use crate::simd::{Body, LANES, Lanes, dispatch};
 use crate::tensor::with_rows;
 use crate::weights::{WeightDtype, WeightView};
 
@@ -137,7 +138,7 @@ pub fn select(
             if let Some(ring) = &ring {
                 ring.store(row, ids);
             }
-            softmax_weights(form, logits, ids, cfg.norm_topk_prob, weights);
+            dispatch(form, SoftmaxWeights { logits, ids, normalise: cfg.norm_topk_prob, weights });
         }
     });
     let has_nan = |row: &usize| logits[row * experts..][..experts].iter().any(|logit| logit.is_nan());
@@ -185,8 +186,63 @@ fn top_k_ids(logits: &[f32], ids: &mut [u32]) {
     }
 }
 
-fn softmax_weights(_form: Form, logits: &[f32], ids: &[u32], normalise: bool, weights: &mut [f32]) {
-    reference::softmax_weights(logits, ids, normalise, weights);
+/// Softmax over all logits of one row, gathered at the chosen ids.
+struct SoftmaxWeights<'a> {
+    logits: &'a [f32],
+    ids: &'a [u32],
+    normalise: bool,
+    weights: &'a mut [f32],
+}
+
+impl Body for SoftmaxWeights<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<L: Lanes>(self) {
+        // SAFETY: every load and store covers `count` elements inside its slice.
+        unsafe {
+            let experts = self.logits.len();
+            let low = L::splat(f32::NEG_INFINITY);
+            let mut max = low;
+            let mut at = 0;
+            while at < experts {
+                let count = (experts - at).min(LANES);
+                let logits = L::load_part(self.logits.as_ptr().add(at), count);
+                max = max.max(logits.keep(0, count, low));
+                at += LANES;
+            }
+            let max = L::splat(max.reduce_max());
+            let mut sum = L::splat(0.0);
+            at = 0;
+            while at < experts {
+                let count = (experts - at).min(LANES);
+                let terms = exp(L::load_part(self.logits.as_ptr().add(at), count).sub(max));
+                sum = sum.add(terms.keep(0, count, L::splat(0.0)));
+                at += LANES;
+            }
+            let mut total = sum.reduce_add();
+            at = 0;
+            while at < self.ids.len() {
+                let count = (self.ids.len() - at).min(LANES);
+                let mut chosen = [0.0; LANES];
+                for i in 0..count {
+                    chosen[i] = self.logits[self.ids[at + i] as usize];
+                }
+                exp(L::load(chosen.as_ptr()).sub(max)).store_part(self.weights.as_mut_ptr().add(at), count);
+                at += LANES;
+            }
+            if self.normalise {
+                // The softmax's own sum cancels.
+                total = 0.0;
+                for &weight in &*self.weights {
+                    total += weight;
+                }
+            }
+            for weight in self.weights {
+                *weight /= total;
+            }
+        }
+    }
 }
 
 /// A checked ring, shared by the tasks of one call.

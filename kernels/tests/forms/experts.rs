@@ -1,0 +1,68 @@
+use moetrail_kernels::{Form, PackedExperts, WeightDtype, WeightView, experts_rows, reference};
+use proptest::prelude::*;
+
+use crate::rows::{assert_close, check_rows, pick};
+use crate::toss::{Toss, dtypes, le_bytes};
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(40))]
+
+    #[test]
+    fn expert_ffn_agrees(
+        seed: u64, n in 1usize..60, hidden in 1usize..150, inter in 1usize..150, experts in 1usize..12,
+        k in 1usize..5, dtype in dtypes(),
+    ) {
+        check(seed, n, hidden, inter, experts, k.min(experts), dtype);
+    }
+}
+
+/// One expert has more rows than a task takes.
+#[test]
+fn a_crowded_expert_agrees() {
+    check(3, 230, 70, 66, 2, 2, WeightDtype::BF16);
+    check(4, 1100, 20, 10, 3, 1, WeightDtype::F32);
+}
+
+fn check(seed: u64, n: usize, hidden: usize, inter: usize, experts: usize, top_k: usize, dtype: WeightDtype) {
+    let mut toss = Toss::new(seed);
+    let packed = packed(&mut toss, hidden, inter, experts, dtype);
+    let x = toss.values(n * hidden);
+    let ids: Vec<u32> =
+        (0..n).flat_map(|_| toss.permutation(experts)[..top_k].to_vec()).map(|expert| expert as u32).collect();
+    let weights: Vec<f32> = (0..n * top_k).map(|_| toss.value().abs()).collect();
+    let mut expected = vec![0.0; n * hidden];
+    reference::expert_ffn(&x, &ids, &weights, &packed, &mut expected);
+    let largest = expected.iter().fold(0f32, |largest, value| largest.max(value.abs()));
+    // The middle is rounded to bf16: where the forms' values straddle a rounding point it differs by one in 256.
+    let relative = if dtype == WeightDtype::BF16 { 4e-3 } else { 2e-5 };
+    for form in Form::available() {
+        let got = check_rows(n, &mut toss, |rows| {
+            let ids: Vec<u32> = rows.iter().flat_map(|&row| ids[row * top_k..][..top_k].to_vec()).collect();
+            let mut out = vec![f32::NAN; rows.len() * hidden];
+            let weights = pick(&weights, top_k, rows);
+            experts_rows(form, &pick(&x, hidden, rows), &ids, &weights, &packed, &mut out).unwrap();
+            out
+        });
+        let how = format!("{form} {dtype} n {n} hidden {hidden} inter {inter} experts {experts} k {top_k}");
+        assert_close(&got, &expected, |_| relative * largest + 1e-6, &how);
+    }
+}
+
+fn packed(toss: &mut Toss, hidden: usize, inter: usize, experts: usize, dtype: WeightDtype) -> PackedExperts {
+    let mut builder = PackedExperts::builder(experts, hidden, inter, dtype);
+    for expert in 0..experts {
+        let [gate, up, down] = [(); 3].map(|()| le_bytes(&toss.values(hidden * inter)));
+        builder.put_gate(expert, WeightView::row_major(&gate, WeightDtype::F32, inter, hidden)).unwrap();
+        // Stacked checkpoints hold the transposed weights.
+        builder.put_up(expert, WeightView::transposed(&up, WeightDtype::F32, inter, hidden)).unwrap();
+        builder.put_down(expert, WeightView::row_major(&down, WeightDtype::F32, hidden, inter)).unwrap();
+    }
+    builder.finish()
+}
+
+#[test]
+fn an_expert_outside_the_layer_is_refused() {
+    let packed = packed(&mut Toss::new(1), 4, 4, 2, WeightDtype::F32);
+    let error = experts_rows(Form::current(), &[0.0; 4], &[2], &[1.0], &packed, &mut [0.0; 4]).unwrap_err();
+    assert!(error.to_string().contains("expert id 2 is not below 2"), "{error}");
+}
