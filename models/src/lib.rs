@@ -1,1 +1,43 @@
-//! placeholder
+//! Mixture-of-experts checkpoints, from a Hugging Face folder or hub id to a forward pass.
+//!
+//! [`Checkpoint::open`] reads and checks the configuration and indexes the tensors; [`Checkpoint::load`] packs them for
+//! the kernels, straight from the mapped files; [`Decoder::forward`] runs rows of any number of sequences against a paged
+//! KV cache and hands the chosen experts to the ring as they are picked.
+#![deny(unsafe_code)]
+
+mod attention;
+mod checkpoint;
+mod config;
+mod decoder;
+mod dtype;
+mod error;
+mod experts;
+mod families;
+mod fields;
+mod generation;
+mod hub;
+mod layer;
+mod loader;
+mod mlp;
+mod moe;
+mod names;
+mod registry;
+mod rope;
+mod shard;
+mod shards;
+mod step;
+#[cfg(any(test, feature = "synthetic"))]
+pub mod synthetic;
+#[cfg(test)]
+mod tests;
+
+pub use checkpoint::{Checkpoint, TokenizerFiles};
+pub use config::{ModelConfig, QkNormKind};
+pub use decoder::Decoder;
+pub use dtype::DtypeChoice;
+pub use error::{ModelError, Result};
+pub use generation::GenerationConfig;
+pub use moetrail_kernels::{KvPool, RingCells, SeqSpan, WeightDtype};
+pub use registry::supported_architectures;
+pub use rope::{RopeConfig, RopeScaling};
+pub use step::{StepInput, StepOutput};

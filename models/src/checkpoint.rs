@@ -1,0 +1,143 @@
+//! A checkpoint's folder: what it says of itself, and the way to a loaded model.
+
+use std::path::{Path, PathBuf};
+
+use moetrail_kernels::WeightDtype;
+
+use crate::config::ModelConfig;
+use crate::decoder::Decoder;
+use crate::dtype::{DtypeChoice, from_safetensors};
+use crate::error::{ModelError, Result};
+use crate::fields::Fields;
+use crate::generation::GenerationConfig;
+use crate::loader::Loader;
+use crate::registry::Family;
+use crate::shards::Shards;
+
+/// The rotary table is at most this long unless more is asked for: 128 MiB at a head width of 128.
+const DEFAULT_POSITIONS: usize = 1 << 18;
+
+/// An opened checkpoint: configuration read and checked, tensors indexed, nothing packed yet.
+pub struct Checkpoint {
+    name: String,
+    folder: PathBuf,
+    config: ModelConfig,
+    family: &'static Family,
+    generation: GenerationConfig,
+    shards: Shards,
+    max_positions: usize,
+}
+
+/// Paths of the files that the text side reads; `None` where the checkpoint has no such file.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TokenizerFiles {
+    /// `tokenizer.json`
+    pub tokenizer: Option<PathBuf>,
+    /// `tokenizer_config.json`
+    pub tokenizer_config: Option<PathBuf>,
+    /// `chat_template.jinja`, or `chat_template.json`
+    pub chat_template: Option<PathBuf>,
+}
+
+impl Checkpoint {
+    /// Opens a folder, or a hub id such as `org/name`, which is fetched unless it is in the hub's cache.
+    ///
+    /// `revision` is a branch, tag or commit of the hub; a folder has none.
+    pub fn open(model: &str, revision: Option<&str>) -> Result<Self> {
+        let path = Path::new(model);
+        if path.is_dir() {
+            if let Some(revision) = revision {
+                tracing::warn!(model, revision, "a local folder has no revisions: ignored");
+            }
+            return Self::open_folder(path, model);
+        }
+        let folder = crate::hub::resolve(model, revision)?;
+        Self::open_folder(&folder, model)
+    }
+
+    /// Opens a folder under a name of the caller's choice.
+    pub fn open_folder(folder: &Path, name: &str) -> Result<Self> {
+        let file = folder.join("config.json");
+        if !file.is_file() {
+            return Err(ModelError::NotFound {
+                model: name.to_owned(),
+                reason: format!("expected a config.json in {}, found none", folder.display()),
+            });
+        }
+        let (config, family) = ModelConfig::from_fields(&Fields::read(&file)?)?;
+        Ok(Self {
+            name: name.to_owned(),
+            folder: folder.to_owned(),
+            max_positions: config.max_model_len().min(DEFAULT_POSITIONS),
+            config,
+            family,
+            generation: GenerationConfig::read(&folder.join("generation_config.json"))?,
+            shards: Shards::open(folder)?,
+        })
+    }
+
+    /// Sets the number of positions that the loaded model will serve, at most [`ModelConfig::max_model_len`].
+    pub fn with_max_positions(mut self, max_positions: usize) -> Self {
+        self.max_positions = max_positions.clamp(1, self.config.max_model_len());
+        self
+    }
+
+    /// What was asked for: a folder or a hub id.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The folder that holds the files.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The architecture.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// The authors' sampling defaults.
+    pub fn generation(&self) -> &GenerationConfig {
+        &self.generation
+    }
+
+    /// Every id that ends a text: those of `generation_config.json`, then those of `config.json`.
+    pub fn eos_token_ids(&self) -> Vec<u32> {
+        let mut ids = self.generation.eos_token_ids.clone();
+        for &id in &self.config.eos_token_ids {
+            if !ids.contains(&id) {
+                ids.push(id);
+            }
+        }
+        ids
+    }
+
+    /// The files of the text side.
+    pub fn tokenizer_files(&self) -> TokenizerFiles {
+        let file = |name: &str| Some(self.folder.join(name)).filter(|path| path.is_file());
+        TokenizerFiles {
+            tokenizer: file("tokenizer.json"),
+            tokenizer_config: file("tokenizer_config.json"),
+            chat_template: file("chat_template.jinja").or_else(|| file("chat_template.json")),
+        }
+    }
+
+    /// Bytes of all tensors as stored.
+    pub fn stored_bytes(&self) -> u64 {
+        self.shards.bytes()
+    }
+
+    /// The checkpoint's own dtype: `config.json`'s, else that of its first tensor of a float dtype.
+    pub fn own_dtype(&self) -> WeightDtype {
+        let of_tensor = |name: &str| from_safetensors(self.shards.get(name)?.dtype());
+        let first = || self.shards.names().find_map(of_tensor);
+        self.config.dtype.or_else(first).unwrap_or(WeightDtype::F32)
+    }
+
+    /// Packs the weights; `progress` shows a bar on a terminal.
+    pub fn load(&self, dtype: DtypeChoice, progress: bool) -> Result<Decoder> {
+        let loader = Loader::new(&self.shards, dtype.resolve(self.own_dtype()), progress);
+        Decoder::load(loader, self.config.clone(), self.family, self.max_positions)
+    }
+}

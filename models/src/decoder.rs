@@ -1,0 +1,217 @@
+//! The forward pass: embedding, layers, head.
+
+use candle_core::{Device, Tensor};
+use moetrail_kernels::{KvPool, Linear, PackedMatrix, RingCells, RingWrite, RopeTable, WeightDtype, embedding};
+
+use crate::config::ModelConfig;
+use crate::error::Result;
+use crate::layer::{Layer, Norm};
+use crate::loader::Loader;
+use crate::registry::Family;
+use crate::step::{Limits, StepInput, StepOutput, num_slots, refused};
+
+/// A loaded model.
+pub struct Decoder {
+    config: ModelConfig,
+    device: Device,
+    dtype: WeightDtype,
+    /// `[vocab, hidden]`
+    embedding: PackedMatrix,
+    layers: Vec<Layer>,
+    norm: Norm,
+    /// `[vocab, hidden]`; shares the embedding's memory where the checkpoint ties them.
+    head: Linear,
+    rope: RopeTable,
+    weight_bytes: usize,
+}
+
+impl Decoder {
+    /// Packs all weights.
+    pub(crate) fn load(
+        mut loader: Loader<'_>,
+        config: ModelConfig,
+        family: &Family,
+        max_positions: usize,
+    ) -> Result<Self> {
+        let (vocab, hidden) = (config.vocab_size, config.hidden_size);
+        // A bare decoder is saved without the prefix that a model with a head gives its names.
+        let bare =
+            !loader.shards().contains("model.embed_tokens.weight") && loader.shards().contains("embed_tokens.weight");
+        let decoder = if bare { "" } else { "model." };
+        let mut bytes = 0;
+        let embed_name = format!("{decoder}embed_tokens.weight");
+        let tied = config.tie_word_embeddings && head_is_embedding(&mut loader, &embed_name)?;
+        let embedding = loader.packed(&[(&embed_name, vocab)], hidden)?;
+        bytes += embedding.bytes();
+        let mut layers = Vec::with_capacity(config.num_hidden_layers);
+        for index in 0..config.num_hidden_layers {
+            let names = (family.layer)(&config, loader.shards(), decoder, index);
+            layers.push(Layer::load(&mut loader, &config, &names, &mut bytes)?);
+        }
+        let norm = Norm::load(&mut loader, &config, &format!("{decoder}norm.weight"))?;
+        let head = match tied {
+            true => embedding.clone(),
+            false => {
+                let head = loader.packed(&[(HEAD, vocab)], hidden)?;
+                bytes += head.bytes();
+                head
+            }
+        };
+        let dtype = loader.dtype();
+        loader.finish(bytes);
+        Ok(Self {
+            rope: config.rope.table(config.head_dim, max_positions),
+            config,
+            device: Device::Cpu,
+            dtype,
+            embedding,
+            layers,
+            norm,
+            head: Linear::new(head, None),
+            weight_bytes: bytes,
+        })
+    }
+
+    /// The architecture.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// Where the forward pass runs.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// What the weights are packed as, and the dtype of the KV cache.
+    pub fn dtype(&self) -> WeightDtype {
+        self.dtype
+    }
+
+    /// Bytes of the packed weights.
+    pub fn weight_bytes(&self) -> usize {
+        self.weight_bytes
+    }
+
+    /// Positions at or above this are refused: the length of the rotary table.
+    pub fn max_positions(&self) -> usize {
+        self.rope.max_positions()
+    }
+
+    /// A KV cache of this model's shape.
+    pub fn new_kv_pool(&self, num_blocks: usize, block_size: usize) -> KvPool {
+        let config = &self.config;
+        let (layers, kv_heads) = (config.num_hidden_layers, config.num_key_value_heads);
+        KvPool::new(layers, num_blocks, block_size, kv_heads, config.head_dim, self.dtype)
+    }
+
+    /// Bytes of one block of the KV cache, all layers together.
+    pub fn kv_bytes_per_block(&self, block_size: usize) -> usize {
+        let config = &self.config;
+        let (layers, kv_heads) = (config.num_hidden_layers, config.num_key_value_heads);
+        KvPool::bytes_per_block(layers, block_size, kv_heads, config.head_dim, self.dtype)
+    }
+
+    /// Runs the rows through all layers, and those of `logit_rows` through the head.
+    ///
+    /// Keys and values go to `kv` at the rows' slots; the experts of every row go to `ring`, `[slots, moe_layers,
+    /// top_k]`, at the same slots, in the order of [`ModelConfig::moe_layers`].
+    pub fn forward(
+        &self,
+        input: &StepInput<'_>,
+        kv: &mut KvPool,
+        mut ring: Option<RingCells<'_>>,
+    ) -> Result<StepOutput> {
+        self.check(input, kv, ring.as_ref())?;
+        let (hidden, vocab) = (self.config.hidden_size, self.config.vocab_size);
+        if input.token_ids.is_empty() {
+            let logits = Tensor::zeros((0, vocab), candle_core::DType::F32, &self.device)?;
+            return Ok(StepOutput { logits, nan_rows: Vec::new() });
+        }
+        let mut nan_rows = Vec::new();
+        let mut moe_layer = 0;
+        let mut x = embedding(&self.embedding, input.token_ids, &self.device)?;
+        for (index, layer) in self.layers.iter().enumerate() {
+            let sparse = self.config.is_moe_layer(index);
+            let capture = ring.as_mut().filter(|_| sparse).map(|ring| RingWrite {
+                cells: again(ring),
+                moe_layers: self.config.moe_layers.len(),
+                moe_layer,
+                slots: input.slot_mapping,
+            });
+            moe_layer += usize::from(sparse);
+            let (out, nan) = layer.forward(&x, input, &self.rope, kv, index, capture)?;
+            nan_rows.extend(nan);
+            x = out;
+        }
+        nan_rows.sort_unstable();
+        nan_rows.dedup();
+        let rows = input.logit_rows;
+        let every_row =
+            rows.len() == input.token_ids.len() && rows.iter().enumerate().all(|(i, &row)| i == row as usize);
+        let logits = match rows.is_empty() {
+            true => Tensor::zeros((0, vocab), candle_core::DType::F32, &self.device)?,
+            false => {
+                let wanted = match every_row {
+                    true => x,
+                    false => x.index_select(&Tensor::from_slice(rows, rows.len(), &self.device)?, 0)?,
+                };
+                debug_assert_eq!(wanted.dims(), [rows.len(), hidden]);
+                self.head.forward(&self.norm.forward(&wanted)?)?
+            }
+        };
+        Ok(StepOutput { logits, nan_rows })
+    }
+
+    fn check(&self, input: &StepInput<'_>, kv: &KvPool, ring: Option<&RingCells<'_>>) -> Result<()> {
+        let num_slots = num_slots(kv);
+        let limits = Limits { vocab_size: self.config.vocab_size, max_positions: self.max_positions(), num_slots };
+        input.check(&limits)?;
+        let Some(ring) = ring else {
+            return Ok(());
+        };
+        let cells = self.config.moe_layers.len() * self.config.num_experts_per_tok;
+        let (len, widest) = match ring {
+            RingCells::U8(cells) => (cells.len(), 1 << 8),
+            RingCells::U16(cells) => (cells.len(), 1 << 16),
+        };
+        if len != num_slots * cells {
+            let expected = format!("{num_slots} slots of {cells} cells");
+            return Err(refused("ring", expected, format!("{len} cells")));
+        }
+        if self.config.num_experts > widest {
+            let expected = format!("cells that hold ids below {}", self.config.num_experts);
+            return Err(refused("ring", expected, format!("cells that hold ids below {widest}")));
+        }
+        Ok(())
+    }
+}
+
+/// The same cells for a shorter while.
+fn again<'a>(ring: &'a mut RingCells<'_>) -> RingCells<'a> {
+    match ring {
+        RingCells::U8(cells) => RingCells::U8(cells),
+        RingCells::U16(cells) => RingCells::U16(cells),
+    }
+}
+
+const HEAD: &str = "lm_head.weight";
+
+/// Whether a tied checkpoint's head, should it be stored as well, is the embedding.
+///
+/// Transformers keeps a stored head that differs from the embedding in spite of `tie_word_embeddings`; so do we.
+fn head_is_embedding(loader: &mut Loader<'_>, embedding: &str) -> Result<bool> {
+    let (head, table) = (loader.shards().get(HEAD), loader.shards().get(embedding));
+    let (Some(head), Some(table)) = (head, table) else {
+        return Ok(true);
+    };
+    let same = head.dtype() == table.dtype() && head.shape() == table.shape() && head.bytes() == table.bytes();
+    if same {
+        loader.skip(HEAD);
+    } else {
+        tracing::warn!(
+            path = %head.path().display(),
+            "tie_word_embeddings is set, yet {HEAD} differs from the embedding: the stored head is used"
+        );
+    }
+    Ok(same)
+}

@@ -1,0 +1,104 @@
+//! The experts of one layer, packed from either published layout.
+//!
+//! ```text
+//! one expert each   gate [inter, hidden], up [inter, hidden], down [hidden, inter]
+//! fused             gate_up [experts, 2 * inter, hidden], down [experts, hidden, inter]     transformers 5
+//! fused, [in, out]  gate_up [experts, hidden, 2 * inter], down [experts, inter, hidden]
+//! ```
+
+use moetrail_kernels::{PackedExperts, WeightView};
+
+use crate::config::ModelConfig;
+use crate::error::Result;
+use crate::loader::{Checked, Loader};
+use crate::names::ExpertNames;
+
+/// Packs all experts of a layer.
+pub(crate) fn load(loader: &mut Loader<'_>, config: &ModelConfig, names: &ExpertNames) -> Result<PackedExperts> {
+    let [gate_up, _] = names.fused();
+    match loader.shards().contains(&gate_up) {
+        true => load_fused(loader, config, names),
+        false => load_each(loader, config, names),
+    }
+}
+
+fn load_each(loader: &mut Loader<'_>, config: &ModelConfig, names: &ExpertNames) -> Result<PackedExperts> {
+    let (hidden, inter) = (config.hidden_size, config.moe_intermediate_size);
+    let mut tensors = Vec::with_capacity(config.num_experts);
+    for expert in 0..config.num_experts {
+        let [gate, up, down] = names.of(expert);
+        tensors.push([
+            loader.tensor(&gate, &[&[inter, hidden]])?,
+            loader.tensor(&up, &[&[inter, hidden]])?,
+            loader.tensor(&down, &[&[hidden, inter]])?,
+        ]);
+    }
+    let mut experts = PackedExperts::builder(config.num_experts, hidden, inter, loader.dtype());
+    for (expert, [gate, up, down]) in tensors.iter().enumerate() {
+        let inner = |tensor| whole(tensor, inter, hidden);
+        experts.put_gate(expert, inner(gate)).map_err(|source| gate.pack_error(source))?;
+        experts.put_up(expert, inner(up)).map_err(|source| up.pack_error(source))?;
+        let outer = whole(down, hidden, inter);
+        experts.put_down(expert, outer).map_err(|source| down.pack_error(source))?;
+        for tensor in [gate, up, down] {
+            loader.done(tensor, 0..tensor.stored.bytes().len());
+        }
+    }
+    Ok(experts.finish())
+}
+
+fn load_fused(loader: &mut Loader<'_>, config: &ModelConfig, names: &ExpertNames) -> Result<PackedExperts> {
+    let (count, hidden, inter) = (config.num_experts, config.hidden_size, config.moe_intermediate_size);
+    let [gate_up, down] = names.fused();
+    let rows_first = [[count, 2 * inter, hidden], [count, hidden, inter]];
+    let columns_first = [[count, hidden, 2 * inter], [count, inter, hidden]];
+    let gate_up = loader.tensor(&gate_up, &[&rows_first[0], &columns_first[0]])?;
+    let down = loader.tensor(&down, &[&rows_first[1], &columns_first[1]])?;
+    // Where a shape fits both layouts the other tensor decides; where both fit both, it is transformers' own.
+    let shapes = [gate_up.stored.shape(), down.stored.shape()];
+    let turned = (0..2).any(|i| shapes[i] != rows_first[i]);
+    if turned {
+        let gate_up_shape: &[usize] = &columns_first[0];
+        loader.tensor(&gate_up.name, &[gate_up_shape])?;
+        loader.tensor(&down.name, &[&columns_first[1]])?;
+    }
+    let mut experts = PackedExperts::builder(count, hidden, inter, loader.dtype());
+    for expert in 0..count {
+        let gate = part(&gate_up, expert, (2 * inter, hidden), (0, inter), turned);
+        let up = part(&gate_up, expert, (2 * inter, hidden), (inter, inter), turned);
+        experts.put_gate(expert, gate).map_err(|source| gate_up.pack_error(source))?;
+        experts.put_up(expert, up).map_err(|source| gate_up.pack_error(source))?;
+        let outer = part(&down, expert, (hidden, inter), (0, hidden), turned);
+        experts.put_down(expert, outer).map_err(|source| down.pack_error(source))?;
+        for tensor in [&gate_up, &down] {
+            let size = tensor.stored.bytes().len() / count;
+            loader.done(tensor, expert * size..(expert + 1) * size);
+        }
+    }
+    Ok(experts.finish())
+}
+
+fn whole<'a>(tensor: &Checked<'a>, rows: usize, cols: usize) -> WeightView<'a> {
+    WeightView::row_major(tensor.stored.bytes(), tensor.dtype, rows, cols)
+}
+
+/// Rows `first..first + rows` of one expert's `[out, in]` matrix, which is stored `[in, out]` where `turned`.
+fn part<'a>(
+    tensor: &Checked<'a>,
+    expert: usize,
+    (out, inp): (usize, usize),
+    (first, rows): (usize, usize),
+    turned: bool,
+) -> WeightView<'a> {
+    let width = tensor.dtype.bytes();
+    let matrix = &tensor.stored.bytes()[expert * out * inp * width..][..out * inp * width];
+    let (row_stride, col_stride) = if turned { (1, out) } else { (inp, 1) };
+    WeightView {
+        bytes: &matrix[first * row_stride * width..],
+        dtype: tensor.dtype,
+        rows,
+        cols: inp,
+        row_stride,
+        col_stride,
+    }
+}

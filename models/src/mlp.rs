@@ -1,0 +1,39 @@
+//! The gated feed-forward network of a dense layer.
+
+use candle_core::Tensor;
+use moetrail_kernels::{Linear, silu_and_mul};
+
+use crate::config::ModelConfig;
+use crate::error::Result;
+use crate::loader::Loader;
+
+/// `down(silu(gate x) * (up x))`; gate and up are one matrix.
+pub(crate) struct Mlp {
+    /// `[2 * intermediate, hidden]`: gate rows, then up rows.
+    gate_up: Linear,
+    /// `[hidden, intermediate]`
+    down: Linear,
+}
+
+impl Mlp {
+    /// Packs the three matrices; `bytes` is counted up by their size.
+    pub(crate) fn load(
+        loader: &mut Loader<'_>,
+        config: &ModelConfig,
+        names: &[String; 3],
+        bytes: &mut usize,
+    ) -> Result<Self> {
+        let (hidden, inter) = (config.hidden_size, config.intermediate_size);
+        let [gate, up, down] = names;
+        let gate_up = loader.packed(&[(gate, inter), (up, inter)], hidden)?;
+        let down = loader.packed(&[(down, hidden)], inter)?;
+        *bytes += gate_up.bytes() + down.bytes();
+        Ok(Self { gate_up: Linear::new(gate_up, None), down: Linear::new(down, None) })
+    }
+
+    /// `[rows, hidden]` to `[rows, hidden]`.
+    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let inner = silu_and_mul(&self.gate_up.forward(x)?)?;
+        Ok(self.down.forward(&inner)?)
+    }
+}

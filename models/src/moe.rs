@@ -1,0 +1,59 @@
+//! The sparse feed-forward network: the seam between routing and experts.
+
+use candle_core::Tensor;
+use moetrail_kernels::{PackedExperts, RingWrite, RouterConfig, RouterWeight, Routing, WeightView, expert_ffn, route};
+
+use crate::config::ModelConfig;
+use crate::error::Result;
+use crate::experts;
+use crate::loader::Loader;
+use crate::names::ExpertNames;
+
+/// A router and its experts.
+pub(crate) struct Moe {
+    /// `[experts, hidden]`, f32 whatever the weights' dtype.
+    router: RouterWeight,
+    routing: RouterConfig,
+    experts: PackedExperts,
+}
+
+impl Moe {
+    /// Packs router and experts; `bytes` is counted up by their size.
+    pub(crate) fn load(
+        loader: &mut Loader<'_>,
+        config: &ModelConfig,
+        names: &ExpertNames,
+        bytes: &mut usize,
+    ) -> Result<Self> {
+        let (count, hidden) = (config.num_experts, config.hidden_size);
+        let router = load_router(loader, names, count, hidden)?;
+        let experts = experts::load(loader, config, names)?;
+        *bytes += router.bytes() + experts.bytes();
+        Ok(Self {
+            router,
+            routing: RouterConfig {
+                top_k: config.num_experts_per_tok,
+                num_experts: count,
+                norm_topk_prob: config.norm_topk_prob,
+            },
+            experts,
+        })
+    }
+
+    /// Picks the experts of every row, which writes them to the ring, and runs them: `[rows, hidden]` to
+    /// `[rows, hidden]`, and the rows whose router saw NaN.
+    pub(crate) fn forward(&self, x: &Tensor, capture: Option<RingWrite<'_>>) -> Result<(Tensor, Vec<u32>)> {
+        let routing: Routing = route(x, &self.router, &self.routing, capture)?;
+        let out = expert_ffn(x, &routing, &self.experts)?;
+        Ok((out, routing.nan_rows))
+    }
+}
+
+fn load_router(loader: &mut Loader<'_>, names: &ExpertNames, experts: usize, hidden: usize) -> Result<RouterWeight> {
+    let gate = loader.tensor(&names.router, &[&[experts, hidden]])?;
+    let bytes = gate.stored.bytes();
+    let view = WeightView::row_major(bytes, gate.dtype, experts, hidden);
+    let router = RouterWeight::new(view).map_err(|source| gate.pack_error(source))?;
+    loader.done(&gate, 0..bytes.len());
+    Ok(router)
+}

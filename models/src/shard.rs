@@ -1,0 +1,97 @@
+//! One safetensors file, mapped into memory. The only `unsafe` of this crate is here.
+#![allow(unsafe_code)]
+
+use std::fs::File;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use memmap2::Mmap;
+use safetensors::tensor::{Metadata, SafeTensorError, SafeTensors, TensorInfo};
+
+use crate::error::{ModelError, Result};
+
+/// Bytes of the length field that a safetensors file begins with.
+const LENGTH_FIELD: usize = 8;
+
+/// A mapped safetensors file whose header and length agree.
+#[derive(Debug)]
+pub(crate) struct Shard {
+    path: PathBuf,
+    map: Mmap,
+    metadata: Metadata,
+    /// Where the tensors' bytes begin in the file.
+    start: usize,
+}
+
+impl Shard {
+    /// Maps a file and checks its header against its length.
+    pub(crate) fn open(path: &Path) -> Result<Self> {
+        let io = |source| ModelError::Io { path: path.to_owned(), source };
+        let file = File::open(path).map_err(io)?;
+        // SAFETY: the mapping is private and read-only. Should another process cut the file while it is mapped, a read
+        // past its new end ends the process by SIGBUS; no value of ours can change type or lifetime through that.
+        let map = unsafe { Mmap::map(&file) }.map_err(io)?;
+        let (header, metadata) = SafeTensors::read_metadata(&map).map_err(|error| header_error(path, &map, error))?;
+        Ok(Self { path: path.to_owned(), map, metadata, start: LENGTH_FIELD + header })
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The names of the file's tensors.
+    pub(crate) fn names(&self) -> Vec<String> {
+        self.metadata.offset_keys()
+    }
+
+    /// Dtype, shape and place of a tensor.
+    pub(crate) fn info(&self, name: &str) -> Option<&TensorInfo> {
+        self.metadata.info(name)
+    }
+
+    /// The bytes of a tensor; little-endian, row after row, perhaps unaligned.
+    pub(crate) fn bytes(&self, info: &TensorInfo) -> &[u8] {
+        let (first, last) = info.data_offsets;
+        &self.map[self.start + first..self.start + last]
+    }
+
+    /// Lets the system take back the pages under a range of a tensor's bytes; they come back from the file if read again.
+    pub(crate) fn release(&self, info: &TensorInfo, range: Range<usize>) {
+        #[cfg(unix)]
+        {
+            let offset = self.start + info.data_offsets.0 + range.start;
+            // SAFETY: the mapping is read-only and backed by the file, so a dropped page reads back with the same bytes.
+            let advised =
+                unsafe { self.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, offset, range.len()) };
+            if let Err(error) = advised {
+                tracing::debug!(path = %self.path.display(), %error, "madvise refused");
+            }
+        }
+        #[cfg(not(unix))]
+        let _ = (info, range);
+    }
+}
+
+/// Says what is wrong in terms of lengths where the header itself can be read.
+fn header_error(path: &Path, bytes: &[u8], error: SafeTensorError) -> ModelError {
+    let length = |expected: u64| ModelError::ShardLength { path: path.to_owned(), expected, found: bytes.len() as u64 };
+    let header = bytes.first_chunk::<LENGTH_FIELD>().map(|n| u64::from_le_bytes(*n));
+    match (&error, header) {
+        (SafeTensorError::InvalidHeaderLength, Some(header)) => length((LENGTH_FIELD as u64).saturating_add(header)),
+        (SafeTensorError::MetadataIncompleteBuffer, Some(header)) => {
+            let end = LENGTH_FIELD + header as usize;
+            match serde_json::from_slice::<Metadata>(&bytes[LENGTH_FIELD..end]) {
+                Ok(metadata) => length((end + metadata.data_len()) as u64),
+                Err(_) => bad_header(path, error.to_string()),
+            }
+        }
+        (SafeTensorError::HeaderTooSmall, _) => {
+            bad_header(path, format!("expected at least {LENGTH_FIELD} bytes, found {}", bytes.len()))
+        }
+        _ => bad_header(path, error.to_string()),
+    }
+}
+
+fn bad_header(path: &Path, reason: String) -> ModelError {
+    ModelError::Header { path: path.to_owned(), reason }
+}

@@ -1,0 +1,82 @@
+//! What goes into a forward pass and what comes out.
+
+use candle_core::Tensor;
+use moetrail_kernels::{KvPool, SeqSpan};
+
+use crate::error::{ModelError, Result};
+
+/// The rows of one forward pass, as plain slices.
+#[derive(Debug, Clone, Copy)]
+pub struct StepInput<'a> {
+    /// Token of each row, `[rows]`.
+    pub token_ids: &'a [u32],
+    /// Absolute position of each row in its sequence, `[rows]`.
+    pub positions: &'a [u32],
+    /// Slot of the KV cache, and of the ring, that each row writes, `[rows]`.
+    pub slot_mapping: &'a [u32],
+    /// The sequences that the rows belong to, in row order.
+    pub seqs: &'a [SeqSpan<'a>],
+    /// Rows whose logits are wanted, in the order wanted.
+    pub logit_rows: &'a [u32],
+}
+
+/// What a forward pass gives.
+#[derive(Debug, Clone)]
+pub struct StepOutput {
+    /// F32 `[logit_rows, vocab]`.
+    pub logits: Tensor,
+    /// Rows of the batch whose router saw NaN in any layer, ascending.
+    pub nan_rows: Vec<u32>,
+}
+
+/// What the rows have to stay below.
+pub(crate) struct Limits {
+    pub(crate) vocab_size: usize,
+    pub(crate) max_positions: usize,
+    pub(crate) num_slots: usize,
+}
+
+impl StepInput<'_> {
+    /// Refuses an input that would index outside of a table, before any kernel runs.
+    pub(crate) fn check(&self, limits: &Limits) -> Result<()> {
+        let rows = self.token_ids.len();
+        equal("positions", rows, self.positions.len())?;
+        equal("slot_mapping", rows, self.slot_mapping.len())?;
+        below("token_ids", self.token_ids, limits.vocab_size)?;
+        below("positions", self.positions, limits.max_positions)?;
+        below("slot_mapping", self.slot_mapping, limits.num_slots)?;
+        below("logit_rows", self.logit_rows, rows)?;
+        let mut next = 0;
+        for seq in self.seqs {
+            if seq.rows.start != next || seq.rows.end < next {
+                let expected = format!("row ranges that follow each other from row {next}");
+                return Err(refused("seqs", expected, format!("{:?}", seq.rows)));
+            }
+            next = seq.rows.end;
+        }
+        equal("rows of seqs", rows, next)
+    }
+}
+
+/// The slots of a pool.
+pub(crate) fn num_slots(kv: &KvPool) -> usize {
+    kv.num_blocks() * kv.block_size()
+}
+
+fn equal(what: &'static str, expected: usize, found: usize) -> Result<()> {
+    match expected == found {
+        true => Ok(()),
+        false => Err(refused(what, format!("{expected} (one for each token)"), found.to_string())),
+    }
+}
+
+fn below(what: &'static str, values: &[u32], limit: usize) -> Result<()> {
+    match values.iter().find(|&&value| value as usize >= limit) {
+        None => Ok(()),
+        Some(value) => Err(refused(what, format!("values below {limit}"), value.to_string())),
+    }
+}
+
+pub(crate) fn refused(what: &'static str, expected: String, found: String) -> ModelError {
+    ModelError::Input { what, expected, found }
+}
