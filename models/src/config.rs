@@ -137,7 +137,7 @@ impl ModelConfig {
         let kv_heads = fields.size_opt("num_key_value_heads", heads)?.unwrap_or(heads);
         let head_dim = match fields.size_opt("head_dim", MAX_WIDTH)? {
             Some(dim) => dim,
-            None if hidden_size % heads == 0 => hidden_size / heads,
+            None if hidden_size.is_multiple_of(heads) => hidden_size / heads,
             None => {
                 let expected = format!("a divisor of hidden_size ({hidden_size}) where head_dim is absent");
                 return Err(fields.wrong("num_attention_heads", expected));
@@ -185,11 +185,11 @@ impl ModelConfig {
 
     fn check(&self, fields: &Fields) -> Result<()> {
         let (heads, kv_heads) = (self.num_attention_heads, self.num_key_value_heads);
-        if heads % kv_heads != 0 {
+        if !heads.is_multiple_of(kv_heads) {
             let expected = format!("a divisor of num_attention_heads ({heads})");
             return Err(fields.wrong("num_key_value_heads", expected));
         }
-        if self.head_dim % 2 != 0 {
+        if !self.head_dim.is_multiple_of(2) {
             let expected = format!("an even number (it is {})", self.head_dim);
             return Err(fields.wrong("head_dim", expected));
         }

@@ -145,7 +145,7 @@ pub enum ModelError {
         /// The tensor.
         tensor: String,
         /// The kernel's reason.
-        source: KernelError,
+        source: Box<KernelError>,
     },
     /// The hub refused, was out of reach, or has no such file.
     #[error("hub model {model:?}: {reason}")]

@@ -61,7 +61,8 @@ impl<'a> Loader<'a> {
             });
         };
         if !shapes.contains(&stored.shape()) {
-            let expected: Vec<String> = shapes.iter().map(|shape| format!("{shape:?}")).collect();
+            let mut expected: Vec<String> = shapes.iter().map(|shape| format!("{shape:?}")).collect();
+            expected.dedup();
             return Err(ModelError::Shape {
                 path: stored.path().to_owned(),
                 tensor: name.to_owned(),
@@ -154,6 +155,6 @@ impl<'a> Loader<'a> {
 
 impl Checked<'_> {
     pub(crate) fn pack_error(&self, source: KernelError) -> ModelError {
-        ModelError::Pack { path: self.stored.path().to_owned(), tensor: self.name.clone(), source }
+        ModelError::Pack { path: self.stored.path().to_owned(), tensor: self.name.clone(), source: Box::new(source) }
     }
 }

@@ -10,7 +10,8 @@ mod cache;
 #[cfg(feature = "hub")]
 mod fetch;
 mod settings;
-#[cfg(all(test, feature = "hub"))]
+#[cfg(feature = "hub")]
+#[cfg(test)]
 mod tests;
 
 use std::path::PathBuf;

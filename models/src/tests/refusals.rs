@@ -67,7 +67,7 @@ fn wrong_shapes() {
             Layout::Fused,
             "model.layers.2.mlp.experts.gate_up_proj",
             &[6, 24, 48],
-            "[6, 48, 48] or [6, 48, 48]",
+            "expected shape [6, 48, 48], found",
         ),
     ];
     for (family, layout, name, shape, expected) in cases {
