@@ -49,8 +49,6 @@ pub(crate) unsafe trait Plain: Copy + Send + Sync + 'static {}
 // SAFETY: plain numbers.
 unsafe impl Plain for u16 {}
 // SAFETY: plain numbers.
-unsafe impl Plain for u32 {}
-// SAFETY: plain numbers.
 unsafe impl Plain for f32 {}
 
 /// The aligned bytes of a [`Buffer`] as elements.

@@ -9,9 +9,9 @@ use crate::experts::PackedExperts;
 use crate::form::Form;
 use crate::packed::PANEL;
 use crate::pool;
-use crate::product::{MAX_TILE_ROWS, with_pairs};
+use crate::product::{MAX_TILE_ROWS, with_acts};
 use crate::simd::math::silu_mul;
-use crate::simd::tile::{Kind, KindBf16, KindF16, KindF32, Sums, add_products};
+use crate::simd::tile::{Kind, KindBf16, KindF16, KindF32, Sums, add_products, round_row};
 use crate::simd::{Body, LANES, Lanes, dispatch};
 use crate::weights::WeightDtype;
 
@@ -44,7 +44,9 @@ pub(crate) fn expert_ffn(
         match experts.dtype() {
             WeightDtype::F32 => pass::<KindF32>(form, x, &mut plan, experts),
             WeightDtype::F16 => pass::<KindF16>(form, x, &mut plan, experts),
-            WeightDtype::BF16 => with_pairs(form, x, hidden, |x| pass::<KindBf16>(form, x, &mut plan, experts)),
+            WeightDtype::BF16 => {
+                with_acts::<KindBf16, _>(form, x, hidden, |x| pass::<KindBf16>(form, x, &mut plan, experts));
+            }
         }
         combine(form, weights, top_k, hidden, &plan.down, out);
         PLAN.set(plan);
@@ -64,9 +66,8 @@ struct Plan {
     groups: Vec<Group>,
     /// Where each expert's next pair goes.
     cursor: Vec<u32>,
-    /// `silu(gate x) * (up x)`, `[pairs, steps(inter)]`, as the down product reads it: u32 pairs of bf16, or the bits
-    /// of f32.
-    middle: Vec<u32>,
+    /// `silu(gate x) * (up x)` as the down product reads it, `[pairs, depth(inter)]`.
+    middle: Vec<f32>,
     /// `[row * top_k + k, hidden]`
     down: Vec<f32>,
 }
@@ -123,12 +124,12 @@ impl Plan {
 }
 
 /// Both products of every pair: leaves `plan.down`.
-fn pass<K: Kind>(form: Form, acts: &[K::Act], plan: &mut Plan, experts: &PackedExperts) {
+fn pass<K: Kind>(form: Form, acts: &[f32], plan: &mut Plan, experts: &PackedExperts) {
     let (hidden, inter) = (experts.hidden(), experts.inter());
     let count = plan.pairs.len();
-    let steps = acts.len() / (count / plan.top_k);
-    let middle_steps = inter.div_ceil(K::PER_STEP);
-    grow(&mut plan.middle, count * middle_steps);
+    let depth = hidden.next_multiple_of(K::PER_STEP);
+    let middle_depth = inter.next_multiple_of(K::PER_STEP);
+    grow(&mut plan.middle, count * middle_depth);
     grow(&mut plan.down, count * hidden);
 
     let inter_panels = inter.div_ceil(PANEL);
@@ -141,12 +142,12 @@ fn pass<K: Kind>(form: Form, acts: &[K::Act], plan: &mut Plan, experts: &PackedE
             gate: elements(experts.gate_up.panel_bytes(first)),
             up: elements(experts.gate_up.panel_bytes(first + 1)),
             acts,
-            steps,
+            depth,
             pairs: &pairs[group.pairs.clone()],
             top_k,
             middle,
             first: group.pairs.start,
-            middle_steps,
+            middle_depth,
             panel,
             width: (inter - panel * PANEL).min(PANEL),
         };
@@ -158,14 +159,14 @@ fn pass<K: Kind>(form: Form, acts: &[K::Act], plan: &mut Plan, experts: &PackedE
     let together = if count / groups.len().max(1) < 2 * MAX_TILE_ROWS { 4 } else { 1 };
     let tasks = hidden_panels.div_ceil(together);
     let down = Shared::new(&mut plan.down);
-    let middle = K::acts_of(&plan.middle);
+    let middle = &plan.middle;
     pool::run(groups.len() * tasks, &|task| {
         let (group, part) = (&groups[task / tasks], task % tasks);
         for panel in part * together..hidden_panels.min((part + 1) * together) {
             let body = Down::<K> {
                 panel: elements(experts.down.panel_bytes(experts.down_panel(group.expert, panel))),
-                middle: &middle[group.pairs.start * middle_steps..group.pairs.end * middle_steps],
-                steps: middle_steps,
+                middle: &middle[group.pairs.start * middle_depth..group.pairs.end * middle_depth],
+                depth: middle_depth,
                 pairs: &pairs[group.pairs.clone()],
                 down,
                 hidden,
@@ -187,16 +188,16 @@ fn grow<T: Clone + Default>(buffer: &mut Vec<T>, len: usize) {
 struct GateUp<'a, K: Kind> {
     gate: &'a [K::Weight],
     up: &'a [K::Weight],
-    /// `[rows, steps]`
-    acts: &'a [K::Act],
-    steps: usize,
+    /// `[rows, depth]`
+    acts: &'a [f32],
+    depth: usize,
     pairs: &'a [u32],
     top_k: usize,
-    /// `[all pairs, middle_steps]`
-    middle: Shared<u32>,
+    /// `[all pairs, middle_depth]`
+    middle: Shared<f32>,
     /// Index of this group's first pair.
     first: usize,
-    middle_steps: usize,
+    middle_depth: usize,
     panel: usize,
     /// Lanes that are outputs.
     width: usize,
@@ -207,29 +208,29 @@ impl<K: Kind> Body for GateUp<'_, K> {
 
     #[inline(always)]
     unsafe fn run<L: Lanes>(self) {
-        let len = self.steps * K::PER_STEP * PANEL;
-        assert!(self.gate.len() >= len && self.up.len() >= len, "a panel has every step");
+        let len = self.depth * PANEL;
+        assert!(self.gate.len() >= len && self.up.len() >= len, "a panel has the whole depth");
         let mut done = 0;
         while done < self.pairs.len() {
             let count = (self.pairs.len() - done).min(L::TILE_ROWS);
             let mut rows = [self.acts.as_ptr(); MAX_TILE_ROWS];
             for i in 0..count {
                 let row = self.pairs[done + i] as usize / self.top_k;
-                rows[i] = self.acts[row * self.steps..(row + 1) * self.steps].as_ptr();
+                rows[i] = self.acts[row * self.depth..(row + 1) * self.depth].as_ptr();
             }
             let mut gate: [Sums; MAX_TILE_ROWS] = [[0.0; PANEL]; MAX_TILE_ROWS];
             let mut up: [Sums; MAX_TILE_ROWS] = [[0.0; PANEL]; MAX_TILE_ROWS];
-            // SAFETY: the panels' lengths were checked, every row has `steps` activations, the sums have `count` rows.
+            // SAFETY: the panels' lengths were checked, every row has `depth` activations, the sums have `count` rows.
             unsafe {
                 let rows = &rows[..count];
-                add_products::<L, K>(self.gate.as_ptr(), rows, self.steps, gate.as_mut_ptr().cast(), PANEL);
-                add_products::<L, K>(self.up.as_ptr(), rows, self.steps, up.as_mut_ptr().cast(), PANEL);
+                add_products::<L, K>(self.gate.as_ptr(), rows, self.depth, gate.as_mut_ptr().cast(), PANEL);
+                add_products::<L, K>(self.up.as_ptr(), rows, self.depth, up.as_mut_ptr().cast(), PANEL);
             }
             for i in 0..count {
-                let row = (self.first + done + i) * self.middle_steps;
-                let at = row + self.panel * PANEL / K::PER_STEP;
+                let row = (self.first + done + i) * self.middle_depth;
+                let at = row + self.panel * PANEL;
                 // SAFETY: this task alone writes this pair's part of this panel, inside the buffer.
-                let to = unsafe { self.middle.slice(at, self.width.div_ceil(K::PER_STEP)) };
+                let to = unsafe { self.middle.slice(at, self.width.next_multiple_of(K::PER_STEP)) };
                 // SAFETY: the form's instructions are available here; `to` holds `width` activations.
                 unsafe {
                     let mut lane = 0;
@@ -238,7 +239,7 @@ impl<K: Kind> Body for GateUp<'_, K> {
                         silu_mul(g, u).store(gate[i].as_mut_ptr().add(lane));
                         lane += LANES;
                     }
-                    K::put_acts::<L>(gate[i].as_ptr(), self.width, to.as_mut_ptr());
+                    round_row::<L, K>(gate[i].as_ptr(), self.width, to.as_mut_ptr());
                 }
             }
             done += count;
@@ -249,9 +250,9 @@ impl<K: Kind> Body for GateUp<'_, K> {
 /// One panel of down for the pairs of one group.
 struct Down<'a, K: Kind> {
     panel: &'a [K::Weight],
-    /// `[pairs of the group, steps]`
-    middle: &'a [K::Act],
-    steps: usize,
+    /// `[pairs of the group, depth]`
+    middle: &'a [f32],
+    depth: usize,
     pairs: &'a [u32],
     /// `[all pairs in row order, hidden]`
     down: Shared<f32>,
@@ -266,19 +267,19 @@ impl<K: Kind> Body for Down<'_, K> {
 
     #[inline(always)]
     unsafe fn run<L: Lanes>(self) {
-        assert!(self.panel.len() >= self.steps * K::PER_STEP * PANEL, "a panel has every step");
+        assert!(self.panel.len() >= self.depth * PANEL, "a panel has the whole depth");
         let mut done = 0;
         while done < self.pairs.len() {
             let count = (self.pairs.len() - done).min(L::TILE_ROWS);
             let mut rows = [self.middle.as_ptr(); MAX_TILE_ROWS];
             for i in 0..count {
-                rows[i] = self.middle[(done + i) * self.steps..(done + i + 1) * self.steps].as_ptr();
+                rows[i] = self.middle[(done + i) * self.depth..(done + i + 1) * self.depth].as_ptr();
             }
             let mut sums: [Sums; MAX_TILE_ROWS] = [[0.0; PANEL]; MAX_TILE_ROWS];
-            // SAFETY: the panel's length was checked, every row has `steps` activations, the sums have `count` rows.
+            // SAFETY: the panel's length was checked, every row has `depth` activations, the sums have `count` rows.
             unsafe {
                 let panel = self.panel.as_ptr();
-                add_products::<L, K>(panel, &rows[..count], self.steps, sums.as_mut_ptr().cast(), PANEL);
+                add_products::<L, K>(panel, &rows[..count], self.depth, sums.as_mut_ptr().cast(), PANEL);
             }
             for i in 0..count {
                 let at = self.pairs[done + i] as usize * self.hidden + self.first_out;

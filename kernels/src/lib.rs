@@ -7,6 +7,9 @@
 //! This is the only crate that knows pointers and vector instructions. `reference` holds the obvious form of each
 //! operation, the truth of the tests.
 
+// Index loops run over several slices and pointers at once, as the shapes in the comments say.
+#![allow(clippy::needless_range_loop)]
+
 mod activation;
 mod attention;
 mod attention_tiles;

@@ -1,16 +1,18 @@
 //! Products of activations with packed weights, split into pool tasks.
 
 use std::cell::Cell;
+use std::marker::PhantomData;
 
 use crate::buffer::{Shared, elements};
 use crate::form::Form;
+use crate::norm::TASK_ELEMENTS;
 use crate::packed::{PANEL, PackedMatrix};
 use crate::pool;
 use crate::simd::tile::{Kind, KindBf16, KindF16, KindF32, Sums, add_products, round_row};
 use crate::simd::{Body, LANES, Lanes, dispatch};
 use crate::weights::WeightDtype;
 
-// A pair of bf16 activations is one u32 with the even element in its low half.
+// Weights are read from checkpoints and caches byte by byte as they lie.
 const _: () = assert!(cfg!(target_endian = "little"), "the kernels are written for little-endian machines");
 
 /// Rows of the tallest tile of any form.
@@ -31,16 +33,18 @@ pub fn linear(form: Form, x: &[f32], weight: &PackedMatrix, bias: Option<&[f32]>
     match weight.dtype() {
         WeightDtype::F32 => by_panels::<KindF32>(form, x, weight, bias, out),
         WeightDtype::F16 => by_panels::<KindF16>(form, x, weight, bias, out),
-        WeightDtype::BF16 => with_pairs(form, x, ins, |pairs| by_panels::<KindBf16>(form, pairs, weight, bias, out)),
+        WeightDtype::BF16 => {
+            with_acts::<KindBf16, _>(form, x, ins, |x| by_panels::<KindBf16>(form, x, weight, bias, out));
+        }
     }
 }
 
-fn by_panels<K: Kind>(form: Form, acts: &[K::Act], weight: &PackedMatrix, bias: Option<&[f32]>, out: &mut [f32]) {
+fn by_panels<K: Kind>(form: Form, acts: &[f32], weight: &PackedMatrix, bias: Option<&[f32]>, out: &mut [f32]) {
     let outs = weight.out_features();
     let n = out.len() / outs;
-    let steps = acts.len() / n;
+    let depth = weight.shape().depth();
     let panels = weight.shape().panels();
-    let rows = block_rows(n, size_of_val(acts) / n, panels);
+    let rows = block_rows(n, 4 * depth, panels);
     let shared = Shared::new(out);
     pool::run(panels * n.div_ceil(rows), &|task| {
         let (block, panel) = (task / panels, task % panels);
@@ -48,8 +52,9 @@ fn by_panels<K: Kind>(form: Form, acts: &[K::Act], weight: &PackedMatrix, bias: 
         let first_out = panel * PANEL;
         let body = PanelProduct::<K> {
             panel: elements(weight.panel_bytes(panel)),
-            acts: &acts[first_row * steps..(first_row + rows).min(n) * steps],
-            steps,
+            acts: &acts[first_row * depth..(first_row + rows).min(n) * depth],
+            depth,
+            rows: rows.min(n - first_row),
             bias: bias.map(|bias| &bias[first_out..(first_out + PANEL).min(outs)]),
             out: shared,
             first: first_row * outs + first_out,
@@ -71,9 +76,11 @@ pub(crate) fn block_rows(n: usize, row_bytes: usize, panels: usize) -> usize {
 /// Some rows by one panel.
 struct PanelProduct<'a, K: Kind> {
     panel: &'a [K::Weight],
-    /// `[rows, steps]`
-    acts: &'a [K::Act],
-    steps: usize,
+    /// `[rows, depth]`
+    acts: &'a [f32],
+    depth: usize,
+    /// Rows, as `acts` may have none of any width.
+    rows: usize,
     bias: Option<&'a [f32]>,
     out: Shared<f32>,
     /// Where row 0, lane 0 goes.
@@ -88,29 +95,27 @@ impl<K: Kind> Body for PanelProduct<'_, K> {
 
     #[inline(always)]
     unsafe fn run<L: Lanes>(self) {
-        assert!(self.panel.len() >= self.steps * K::PER_STEP * PANEL, "a panel has every step");
+        assert!(self.panel.len() >= self.depth * PANEL, "a panel has the whole depth");
         let mut row = 0;
-        let mut left = self.acts.len() / self.steps.max(1);
-        while left > 0 {
-            let count = left.min(L::TILE_ROWS);
+        while row < self.rows {
+            let count = (self.rows - row).min(L::TILE_ROWS);
             let mut rows = [self.acts.as_ptr(); MAX_TILE_ROWS];
-            for i in 0..count {
-                rows[i] = self.acts[(row + i) * self.steps..].as_ptr();
+            for (i, rows) in rows[..count].iter_mut().enumerate() {
+                *rows = self.acts[(row + i) * self.depth..(row + i + 1) * self.depth].as_ptr();
             }
             let mut sums: [Sums; MAX_TILE_ROWS] = [[0.0; PANEL]; MAX_TILE_ROWS];
-            // SAFETY: the panel's length was checked; every row has `steps` activations, `sums` has `count` rows.
+            // SAFETY: the panel's length was checked; every row has `depth` activations, `sums` has `count` rows.
             unsafe {
                 let panel = self.panel.as_ptr();
-                add_products::<L, K>(panel, &rows[..count], self.steps, sums.as_mut_ptr().cast(), PANEL);
+                add_products::<L, K>(panel, &rows[..count], self.depth, sums.as_mut_ptr().cast(), PANEL);
             }
-            for i in 0..count {
+            for (i, sums) in sums[..count].iter().enumerate() {
                 // SAFETY: this task alone writes these rows and lanes, inside the output.
                 let to = unsafe { self.out.slice(self.first + (row + i) * self.stride, self.width) };
                 // SAFETY: the form's instructions are available here.
-                unsafe { finish::<L>(&sums[i], self.bias, to) };
+                unsafe { finish::<L>(sums, self.bias, to) };
             }
             row += count;
-            left -= count;
         }
     }
 }
@@ -141,54 +146,53 @@ unsafe fn finish<L: Lanes>(sums: &Sums, bias: Option<&[f32]>, to: &mut [f32]) {
 }
 
 thread_local! {
-    static PAIRS: Cell<Vec<u32>> = const { Cell::new(Vec::new()) };
+    static ROUNDED: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
 }
 
-/// Calls `body` with `x` `[n, width]` rounded to bf16, in pairs `[n, ceil(width / 2)]`; an odd end is padded with zero.
-pub(crate) fn with_pairs<R>(form: Form, x: &[f32], width: usize, body: impl FnOnce(&[u32]) -> R) -> R {
-    let n = x.len() / width.max(1);
-    let steps = width.div_ceil(2);
-    // The buffer is taken out while in use: a nested call gets one of its own.
-    let mut pairs = PAIRS.take();
-    if pairs.len() < n * steps {
-        pairs.resize(n * steps, 0);
+/// Calls `body` with `x` `[n, width]` as products with these weights see it: rounded, and padded to whole steps.
+pub(crate) fn with_acts<K: Kind, R>(form: Form, x: &[f32], width: usize, body: impl FnOnce(&[f32]) -> R) -> R {
+    if K::DTYPE != WeightDtype::BF16 {
+        return body(x);
     }
-    let shared = Shared::new(&mut pairs);
-    let rows = (16384 / width.max(1)).max(1);
+    let n = x.len() / width.max(1);
+    let depth = width.next_multiple_of(K::PER_STEP);
+    // The buffer is taken out while in use: a nested call gets one of its own.
+    let mut acts = ROUNDED.take();
+    if acts.len() < n * depth {
+        acts.resize(n * depth, 0.0);
+    }
+    let shared = Shared::new(&mut acts);
+    let rows = TASK_ELEMENTS.div_ceil(width.max(1));
     pool::run(n.div_ceil(rows), &|task| {
         let range = task * rows..((task + 1) * rows).min(n);
         // SAFETY: each task has rows of its own.
-        let pairs = unsafe { shared.slice(range.start * steps, range.len() * steps) };
-        dispatch(form, RoundRows { x: &x[range.start * width..range.end * width], width, pairs });
+        let acts = unsafe { shared.slice(range.start * depth, range.len() * depth) };
+        let x = &x[range.start * width..range.end * width];
+        dispatch(form, RoundRows::<K> { x, width, acts, kind: PhantomData });
     });
-    let result = body(&pairs[..n * steps]);
-    PAIRS.set(pairs);
+    let result = body(&acts[..n * depth]);
+    ROUNDED.set(acts);
     result
 }
 
-struct RoundRows<'a> {
+struct RoundRows<'a, K: Kind> {
     /// `[rows, width]`
     x: &'a [f32],
     width: usize,
-    /// `[rows, ceil(width / 2)]`
-    pairs: &'a mut [u32],
+    /// `[rows, depth]`
+    acts: &'a mut [f32],
+    kind: PhantomData<K>,
 }
 
-impl Body for RoundRows<'_> {
+impl<K: Kind> Body for RoundRows<'_, K> {
     type Output = ();
 
     #[inline(always)]
     unsafe fn run<L: Lanes>(self) {
-        let steps = self.width.div_ceil(2);
-        let rows = self.pairs.len() / steps;
-        assert!(self.x.len() >= rows * self.width, "x has every row");
-        for row in 0..rows {
-            // SAFETY: the row lies inside both slices.
-            unsafe {
-                let from = self.x.as_ptr().add(row * self.width);
-                let to = self.pairs.as_mut_ptr().add(row * steps);
-                round_row::<L>(from, self.width, to.cast());
-            }
+        let depth = self.width.next_multiple_of(K::PER_STEP);
+        for (x, acts) in self.x.chunks_exact(self.width).zip(self.acts.chunks_exact_mut(depth)) {
+            // SAFETY: the rows have `width` and `depth` elements.
+            unsafe { round_row::<L, K>(x.as_ptr(), self.width, acts.as_mut_ptr()) };
         }
     }
 }

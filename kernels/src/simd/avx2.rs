@@ -14,9 +14,9 @@ pub(super) unsafe fn run<B: Body>(body: B) -> B::Output {
     unsafe { body.run::<Avx2>() }
 }
 
-/// Rounds eight lanes to bf16, nearest even; NaN stays a quiet NaN.
+/// Rounds eight lanes to bf16, nearest even, in the high half of each; NaN stays a quiet NaN.
 #[inline(always)]
-unsafe fn round_bf16(value: __m256) -> __m256i {
+unsafe fn round8(value: __m256) -> __m256i {
     // SAFETY: the caller's contract.
     unsafe {
         let bits = _mm256_castps_si256(value);
@@ -24,7 +24,8 @@ unsafe fn round_bf16(value: __m256) -> __m256i {
         let rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
         let quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x40_0000));
         let nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(value, value));
-        _mm256_srli_epi32::<16>(_mm256_blendv_epi8(rounded, quiet, nan))
+        let high = _mm256_set1_epi32(0xffff_0000u32 as i32);
+        _mm256_and_si256(_mm256_blendv_epi8(rounded, quiet, nan), high)
     }
 }
 
@@ -62,8 +63,6 @@ unsafe fn keep8(base: i32, from: usize, to: usize, yes: __m256, no: __m256) -> _
 impl Lanes for Avx2 {
     const TILE_ROWS: usize = 3;
     const WHOLE_PANEL: bool = false;
-    /// The even and the odd element of each pair, widened.
-    type Pairs = (Self, Self);
 
     #[inline(always)]
     unsafe fn splat(value: f32) -> Self {
@@ -92,10 +91,30 @@ impl Lanes for Avx2 {
         }
     }
     #[inline(always)]
+    unsafe fn load_bf16_even(from: *const u16) -> Self {
+        unsafe {
+            let (low, high) = (_mm256_loadu_si256(from.cast()), _mm256_loadu_si256(from.add(16).cast()));
+            Avx2(_mm256_castsi256_ps(_mm256_slli_epi32::<16>(low)), _mm256_castsi256_ps(_mm256_slli_epi32::<16>(high)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_bf16_odd(from: *const u16) -> Self {
+        unsafe {
+            let (low, high) = (_mm256_loadu_si256(from.cast()), _mm256_loadu_si256(from.add(16).cast()));
+            let mask = _mm256_set1_epi32(0xffff_0000u32 as i32);
+            Avx2(_mm256_castsi256_ps(_mm256_and_si256(low, mask)), _mm256_castsi256_ps(_mm256_and_si256(high, mask)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn round_bf16(self) -> Self {
+        unsafe { Avx2(_mm256_castsi256_ps(round8(self.0)), _mm256_castsi256_ps(round8(self.1))) }
+    }
+    #[inline(always)]
     unsafe fn store_bf16(self, to: *mut u16) {
         unsafe {
             // Packing works in 128-bit halves; the permutation puts the quarters back in order.
-            let packed = _mm256_packus_epi32(round_bf16(self.0), round_bf16(self.1));
+            let packed =
+                _mm256_packus_epi32(_mm256_srli_epi32::<16>(round8(self.0)), _mm256_srli_epi32::<16>(round8(self.1)));
             _mm256_storeu_si256(to.cast(), _mm256_permute4x64_epi64::<0b11_01_10_00>(packed));
         }
     }
@@ -148,30 +167,5 @@ impl Lanes for Avx2 {
     #[inline(always)]
     unsafe fn keep(self, from: usize, to: usize, other: Self) -> Self {
         unsafe { Avx2(keep8(0, from, to, self.0, other.0), keep8(8, from, to, self.1, other.1)) }
-    }
-    #[inline(always)]
-    unsafe fn load_pairs(from: *const u16) -> Self::Pairs {
-        unsafe {
-            let low = _mm256_loadu_si256(from.cast());
-            let high = _mm256_loadu_si256(from.add(16).cast());
-            let mask = _mm256_set1_epi32(0xffff_0000u32 as i32);
-            let even = Avx2(
-                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(low)),
-                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(high)),
-            );
-            let odd = Avx2(
-                _mm256_castsi256_ps(_mm256_and_si256(low, mask)),
-                _mm256_castsi256_ps(_mm256_and_si256(high, mask)),
-            );
-            (even, odd)
-        }
-    }
-    #[inline(always)]
-    unsafe fn splat_pair(pair: u32) -> Self::Pairs {
-        unsafe { (Self::splat(f32::from_bits(pair << 16)), Self::splat(f32::from_bits(pair & 0xffff_0000))) }
-    }
-    #[inline(always)]
-    unsafe fn add_dot(self, a: Self::Pairs, b: Self::Pairs) -> Self {
-        unsafe { a.0.mul_add(b.0, a.1.mul_add(b.1, self)) }
     }
 }

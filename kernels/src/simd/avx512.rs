@@ -8,7 +8,7 @@ pub(super) struct Avx512(__m512);
 
 /// # Safety
 /// The machine has every instruction set named here.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma,f16c")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
 pub(super) unsafe fn run<B: Body>(body: B) -> B::Output {
     // SAFETY: the instructions are enabled here, and everything below is inlined.
     unsafe { body.run::<Avx512>() }
@@ -24,7 +24,6 @@ unsafe fn first(count: usize) -> __mmask16 {
 impl Lanes for Avx512 {
     const TILE_ROWS: usize = 6;
     const WHOLE_PANEL: bool = true;
-    type Pairs = __m512bh;
 
     #[inline(always)]
     unsafe fn splat(value: f32) -> Self {
@@ -50,8 +49,35 @@ impl Lanes for Avx512 {
         unsafe { Avx512(_mm512_cvtph_ps(_mm256_loadu_si256(from.cast()))) }
     }
     #[inline(always)]
+    unsafe fn load_bf16_even(from: *const u16) -> Self {
+        unsafe { Avx512(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_loadu_si512(from.cast())))) }
+    }
+    #[inline(always)]
+    unsafe fn load_bf16_odd(from: *const u16) -> Self {
+        unsafe {
+            let high = _mm512_set1_epi32(0xffff_0000u32 as i32);
+            Avx512(_mm512_castsi512_ps(_mm512_and_si512(_mm512_loadu_si512(from.cast()), high)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn round_bf16(self) -> Self {
+        unsafe {
+            let bits = _mm512_castps_si512(self.0);
+            let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+            let rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+            // NaN must not be rounded: its payload could carry into the exponent.
+            let quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x40_0000));
+            let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(self.0, self.0);
+            let high = _mm512_set1_epi32(0xffff_0000u32 as i32);
+            Avx512(_mm512_castsi512_ps(_mm512_and_si512(_mm512_mask_blend_epi32(nan, rounded, quiet), high)))
+        }
+    }
+    #[inline(always)]
     unsafe fn store_bf16(self, to: *mut u16) {
-        unsafe { std::ptr::write_unaligned(to.cast::<__m256bh>(), _mm512_cvtneps_pbh(self.0)) }
+        unsafe {
+            let high = _mm512_srli_epi32::<16>(_mm512_castps_si512(self.round_bf16().0));
+            _mm256_storeu_si256(to.cast(), _mm512_cvtepi32_epi16(high));
+        }
     }
     #[inline(always)]
     unsafe fn store_f16(self, to: *mut u16) {
@@ -96,18 +122,6 @@ impl Lanes for Avx512 {
     #[inline(always)]
     unsafe fn keep(self, from: usize, to: usize, other: Self) -> Self {
         unsafe { Avx512(_mm512_mask_blend_ps(first(to) & !first(from), other.0, self.0)) }
-    }
-    #[inline(always)]
-    unsafe fn load_pairs(from: *const u16) -> Self::Pairs {
-        unsafe { std::ptr::read_unaligned(from.cast::<__m512bh>()) }
-    }
-    #[inline(always)]
-    unsafe fn splat_pair(pair: u32) -> Self::Pairs {
-        unsafe { std::mem::transmute::<__m512i, __m512bh>(_mm512_set1_epi32(pair as i32)) }
-    }
-    #[inline(always)]
-    unsafe fn add_dot(self, a: Self::Pairs, b: Self::Pairs) -> Self {
-        unsafe { Avx512(_mm512_dpbf16_ps(self.0, a, b)) }
     }
     #[inline(always)]
     unsafe fn load_part(from: *const f32, count: usize) -> Self {

@@ -28,14 +28,18 @@ pub(crate) trait Lanes: Copy {
     const TILE_ROWS: usize;
     /// Whether a tile of several rows may hold a whole panel of outputs in registers.
     const WHOLE_PANEL: bool;
-    /// Sixteen pairs of bf16 values, ready for a product.
-    type Pairs: Copy;
 
     unsafe fn splat(value: f32) -> Self;
     unsafe fn load(from: *const f32) -> Self;
     unsafe fn store(self, to: *mut f32);
     unsafe fn load_bf16(from: *const u16) -> Self;
     unsafe fn load_f16(from: *const u16) -> Self;
+    /// The first of each of sixteen neighbouring pairs of bf16 values.
+    unsafe fn load_bf16_even(from: *const u16) -> Self;
+    /// The second of each pair.
+    unsafe fn load_bf16_odd(from: *const u16) -> Self;
+    /// The nearest bf16 values, ties to even.
+    unsafe fn round_bf16(self) -> Self;
     /// Rounds to nearest even.
     unsafe fn store_bf16(self, to: *mut u16);
     /// Rounds to nearest even.
@@ -56,11 +60,6 @@ pub(crate) trait Lanes: Copy {
     unsafe fn scale(self, exponent: Self) -> Self;
     /// `self` in lanes `from..to`, `other` elsewhere.
     unsafe fn keep(self, from: usize, to: usize, other: Self) -> Self;
-
-    unsafe fn load_pairs(from: *const u16) -> Self::Pairs;
-    unsafe fn splat_pair(pair: u32) -> Self::Pairs;
-    /// `self` plus the dot product of each lane's pair, in f32.
-    unsafe fn add_dot(self, a: Self::Pairs, b: Self::Pairs) -> Self;
 
     /// The first `count <= 16` elements, zero elsewhere.
     #[inline(always)]

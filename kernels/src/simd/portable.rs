@@ -32,7 +32,6 @@ fn mul_add(a: f32, b: f32, c: f32) -> f32 {
 impl Lanes for Portable {
     const TILE_ROWS: usize = 3;
     const WHOLE_PANEL: bool = false;
-    type Pairs = (Self, Self);
 
     #[inline(always)]
     unsafe fn splat(value: f32) -> Self {
@@ -55,6 +54,20 @@ impl Lanes for Portable {
     unsafe fn load_f16(from: *const u16) -> Self {
         let bits = unsafe { from.cast::<[u16; LANES]>().read_unaligned() };
         Portable(bits.map(|bits| f16::from_bits(bits).to_f32()))
+    }
+    #[inline(always)]
+    unsafe fn load_bf16_even(from: *const u16) -> Self {
+        let pairs = unsafe { from.cast::<[[u16; 2]; LANES]>().read_unaligned() };
+        Portable(pairs.map(|pair| f32::from_bits(u32::from(pair[0]) << 16)))
+    }
+    #[inline(always)]
+    unsafe fn load_bf16_odd(from: *const u16) -> Self {
+        let pairs = unsafe { from.cast::<[[u16; 2]; LANES]>().read_unaligned() };
+        Portable(pairs.map(|pair| f32::from_bits(u32::from(pair[1]) << 16)))
+    }
+    #[inline(always)]
+    unsafe fn round_bf16(self) -> Self {
+        self.map(|value| bf16::from_f32(value).to_f32())
     }
     #[inline(always)]
     unsafe fn store_bf16(self, to: *mut u16) {
@@ -111,19 +124,5 @@ impl Lanes for Portable {
             other.0[i] = self.0[i];
         }
         other
-    }
-    #[inline(always)]
-    unsafe fn load_pairs(from: *const u16) -> Self::Pairs {
-        let pairs = unsafe { from.cast::<[[u16; 2]; LANES]>().read_unaligned() };
-        let widen = |bits: u16| f32::from_bits(u32::from(bits) << 16);
-        (Portable(pairs.map(|pair| widen(pair[0]))), Portable(pairs.map(|pair| widen(pair[1]))))
-    }
-    #[inline(always)]
-    unsafe fn splat_pair(pair: u32) -> Self::Pairs {
-        (Portable([f32::from_bits(pair << 16); LANES]), Portable([f32::from_bits(pair & 0xffff_0000); LANES]))
-    }
-    #[inline(always)]
-    unsafe fn add_dot(self, a: Self::Pairs, b: Self::Pairs) -> Self {
-        unsafe { a.0.mul_add(b.0, a.1.mul_add(b.1, self)) }
     }
 }

@@ -3,164 +3,81 @@
 //! Each output lane is summed over the inputs in order, whatever the number of rows, so all tile shapes give the same
 //! bits.
 
-use super::stored::{Stored, StoredBf16};
 use super::{LANES, Lanes};
 use crate::buffer::Plain;
 use crate::packed::PANEL;
+use crate::weights::WeightDtype;
 
 /// Vectors of a panel.
 const VECTORS: usize = PANEL / LANES;
 
-/// How weights of a dtype meet activations; one step takes one activation a row, or a pair of them.
+/// How the weights of a dtype lie in a panel and come to be f32.
 pub(crate) trait Kind: 'static {
+    /// The dtype.
+    const DTYPE: WeightDtype;
     /// An element of the panel.
     type Weight: Plain;
-    /// The activations of one step.
-    type Act: Plain;
-    /// Panel elements of one output in one step.
+    /// Neighbouring inputs that lie together for each output.
     const PER_STEP: usize;
-    /// A vector of weights in registers.
-    type W<L: Lanes>: Copy;
 
-    /// # Safety
-    /// As the methods of [`Lanes`].
-    unsafe fn load<L: Lanes>(from: *const Self::Weight) -> Self::W<L>;
-    /// # Safety
-    /// As the methods of [`Lanes`].
-    unsafe fn splat<L: Lanes>(act: Self::Act) -> Self::W<L>;
-    /// # Safety
-    /// As the methods of [`Lanes`].
-    unsafe fn step<L: Lanes>(sum: L, weight: Self::W<L>, act: Self::W<L>) -> L;
-
-    /// A buffer's bits as activations.
-    fn acts_of(bits: &[u32]) -> &[Self::Act];
-    /// Writes `width` values as activations.
+    /// The weights of sixteen outputs and one input of a step (`0..PER_STEP`).
     ///
     /// # Safety
-    /// As the methods of [`Lanes`]; `to` has `ceil(width / PER_STEP)` elements.
-    unsafe fn put_acts<L: Lanes>(from: *const f32, width: usize, to: *mut u32);
+    /// As the methods of [`Lanes`]; `from` has `16 * PER_STEP` weights.
+    unsafe fn load<L: Lanes>(from: *const Self::Weight, input: usize) -> L;
+
+    /// An activation as a product with these weights sees it.
+    ///
+    /// # Safety
+    /// As the methods of [`Lanes`].
+    #[inline(always)]
+    unsafe fn round<L: Lanes>(acts: L) -> L {
+        acts
+    }
 }
 
-/// f32 weights, f32 activations.
+/// f32 weights.
 pub(crate) struct KindF32;
-/// f16 weights, f32 activations.
+/// f16 weights.
 pub(crate) struct KindF16;
-/// Pairs of bf16 weights and bf16 activations.
+/// Pairs of bf16 weights; activations are rounded to bf16.
 pub(crate) struct KindBf16;
 
-// SAFETY (the three impls): the caller's contract is that of the lanes.
 impl Kind for KindF32 {
+    const DTYPE: WeightDtype = WeightDtype::F32;
     type Weight = f32;
-    type Act = f32;
     const PER_STEP: usize = 1;
-    type W<L: Lanes> = L;
     #[inline(always)]
-    unsafe fn load<L: Lanes>(from: *const f32) -> L {
+    unsafe fn load<L: Lanes>(from: *const f32, _: usize) -> L {
         // SAFETY: the caller's contract.
         unsafe { L::load(from) }
-    }
-    #[inline(always)]
-    unsafe fn splat<L: Lanes>(act: f32) -> L {
-        // SAFETY: the caller's contract.
-        unsafe { L::splat(act) }
-    }
-    #[inline(always)]
-    unsafe fn step<L: Lanes>(sum: L, weight: L, act: L) -> L {
-        // SAFETY: the caller's contract.
-        unsafe { weight.mul_add(act, sum) }
-    }
-    fn acts_of(bits: &[u32]) -> &[f32] {
-        floats(bits)
-    }
-    #[inline(always)]
-    unsafe fn put_acts<L: Lanes>(from: *const f32, width: usize, to: *mut u32) {
-        // SAFETY: the caller's contract.
-        unsafe { std::ptr::copy_nonoverlapping(from, to.cast(), width) }
     }
 }
 
 impl Kind for KindF16 {
+    const DTYPE: WeightDtype = WeightDtype::F16;
     type Weight = u16;
-    type Act = f32;
     const PER_STEP: usize = 1;
-    type W<L: Lanes> = L;
     #[inline(always)]
-    unsafe fn load<L: Lanes>(from: *const u16) -> L {
+    unsafe fn load<L: Lanes>(from: *const u16, _: usize) -> L {
         // SAFETY: the caller's contract.
         unsafe { L::load_f16(from) }
-    }
-    #[inline(always)]
-    unsafe fn splat<L: Lanes>(act: f32) -> L {
-        // SAFETY: the caller's contract.
-        unsafe { L::splat(act) }
-    }
-    #[inline(always)]
-    unsafe fn step<L: Lanes>(sum: L, weight: L, act: L) -> L {
-        // SAFETY: the caller's contract.
-        unsafe { weight.mul_add(act, sum) }
-    }
-    fn acts_of(bits: &[u32]) -> &[f32] {
-        floats(bits)
-    }
-    #[inline(always)]
-    unsafe fn put_acts<L: Lanes>(from: *const f32, width: usize, to: *mut u32) {
-        // SAFETY: the caller's contract.
-        unsafe { std::ptr::copy_nonoverlapping(from, to.cast(), width) }
     }
 }
 
 impl Kind for KindBf16 {
+    const DTYPE: WeightDtype = WeightDtype::BF16;
     type Weight = u16;
-    type Act = u32;
     const PER_STEP: usize = 2;
-    type W<L: Lanes> = L::Pairs;
     #[inline(always)]
-    unsafe fn load<L: Lanes>(from: *const u16) -> L::Pairs {
+    unsafe fn load<L: Lanes>(from: *const u16, input: usize) -> L {
         // SAFETY: the caller's contract.
-        unsafe { L::load_pairs(from) }
-    }
-    #[inline(always)]
-    unsafe fn splat<L: Lanes>(act: u32) -> L::Pairs {
-        // SAFETY: the caller's contract.
-        unsafe { L::splat_pair(act) }
+        unsafe { if input == 0 { L::load_bf16_even(from) } else { L::load_bf16_odd(from) } }
     }
     #[inline(always)]
-    unsafe fn step<L: Lanes>(sum: L, weight: L::Pairs, act: L::Pairs) -> L {
+    unsafe fn round<L: Lanes>(acts: L) -> L {
         // SAFETY: the caller's contract.
-        unsafe { sum.add_dot(weight, act) }
-    }
-    fn acts_of(bits: &[u32]) -> &[u32] {
-        bits
-    }
-    #[inline(always)]
-    unsafe fn put_acts<L: Lanes>(from: *const f32, width: usize, to: *mut u32) {
-        // SAFETY: the caller's contract.
-        unsafe { round_row::<L>(from, width, to.cast()) }
-    }
-}
-
-fn floats(bits: &[u32]) -> &[f32] {
-    // SAFETY: same size and alignment, and any bits are an f32.
-    unsafe { std::slice::from_raw_parts(bits.as_ptr().cast(), bits.len()) }
-}
-
-/// Rounds `width` elements to bf16; an odd width is followed by a zero.
-///
-/// # Safety
-/// As the methods of [`Lanes`]; `to` has `width` elements, one more when that is odd.
-#[inline(always)]
-pub(crate) unsafe fn round_row<L: Lanes>(from: *const f32, width: usize, to: *mut u16) {
-    // SAFETY: the caller's contract.
-    unsafe {
-        let mut at = 0;
-        while at + LANES <= width {
-            L::load(from.add(at)).store_bf16(to.add(at));
-            at += LANES;
-        }
-        if at < width {
-            let count = width - at;
-            StoredBf16::store_part(L::load_part(from.add(at), count), to.add(at), count.next_multiple_of(2));
-        }
+        unsafe { acts.round_bf16() }
     }
 }
 
@@ -168,15 +85,16 @@ pub(crate) unsafe fn round_row<L: Lanes>(from: *const f32, width: usize, to: *mu
 pub(crate) type Sums = [f32; PANEL];
 
 /// Adds to `sums` (`rows.len() <= TILE_ROWS` rows of `[64]`, `stride` elements apart) the products of each row's
-/// first `steps` activations with the panel.
+/// first `depth` activations with the panel.
 ///
 /// # Safety
-/// As the methods of [`Lanes`]; the panel holds `steps * PER_STEP * 64` weights, every row `steps` activations.
+/// As the methods of [`Lanes`]; the panel holds `depth * 64` weights, every row `depth` activations, and `depth` is a
+/// multiple of `PER_STEP`.
 #[inline(always)]
 pub(crate) unsafe fn add_products<L: Lanes, K: Kind>(
     panel: *const K::Weight,
-    rows: &[*const K::Act],
-    steps: usize,
+    rows: &[*const f32],
+    depth: usize,
     sums: *mut f32,
     stride: usize,
 ) {
@@ -184,13 +102,13 @@ pub(crate) unsafe fn add_products<L: Lanes, K: Kind>(
     unsafe {
         match rows.len() {
             0 => {}
-            1 => tile::<L, K, 1, VECTORS>(panel, rows.as_ptr(), steps, sums, stride),
+            1 => tile::<L, K, 1, VECTORS>(panel, rows.as_ptr(), depth, sums, stride),
             count if L::WHOLE_PANEL => match count {
-                2 => tile::<L, K, 2, VECTORS>(panel, rows.as_ptr(), steps, sums, stride),
-                3 => tile::<L, K, 3, VECTORS>(panel, rows.as_ptr(), steps, sums, stride),
-                4 => tile::<L, K, 4, VECTORS>(panel, rows.as_ptr(), steps, sums, stride),
-                5 => tile::<L, K, 5, VECTORS>(panel, rows.as_ptr(), steps, sums, stride),
-                _ => tile::<L, K, 6, VECTORS>(panel, rows.as_ptr(), steps, sums, stride),
+                2 => tile::<L, K, 2, VECTORS>(panel, rows.as_ptr(), depth, sums, stride),
+                3 => tile::<L, K, 3, VECTORS>(panel, rows.as_ptr(), depth, sums, stride),
+                4 => tile::<L, K, 4, VECTORS>(panel, rows.as_ptr(), depth, sums, stride),
+                5 => tile::<L, K, 5, VECTORS>(panel, rows.as_ptr(), depth, sums, stride),
+                _ => tile::<L, K, 6, VECTORS>(panel, rows.as_ptr(), depth, sums, stride),
             },
             count => {
                 let mut vector = 0;
@@ -198,8 +116,8 @@ pub(crate) unsafe fn add_products<L: Lanes, K: Kind>(
                     let panel = panel.add(vector * LANES * K::PER_STEP);
                     let sums = sums.add(vector * LANES);
                     match count {
-                        2 => tile::<L, K, 2, 2>(panel, rows.as_ptr(), steps, sums, stride),
-                        _ => tile::<L, K, 3, 2>(panel, rows.as_ptr(), steps, sums, stride),
+                        2 => tile::<L, K, 2, 2>(panel, rows.as_ptr(), depth, sums, stride),
+                        _ => tile::<L, K, 3, 2>(panel, rows.as_ptr(), depth, sums, stride),
                     }
                     vector += 2;
                 }
@@ -208,42 +126,65 @@ pub(crate) unsafe fn add_products<L: Lanes, K: Kind>(
     }
 }
 
-/// `M` rows by `V` vectors of outputs, held in registers over all steps.
+/// `M` rows by `V` vectors of outputs, held in registers over the whole depth.
 #[inline(always)]
 unsafe fn tile<L: Lanes, K: Kind, const M: usize, const V: usize>(
     panel: *const K::Weight,
-    rows: *const *const K::Act,
-    steps: usize,
+    rows: *const *const f32,
+    depth: usize,
     out: *mut f32,
     stride: usize,
 ) {
     // SAFETY: the caller's contract; `rows` has `M` elements.
     unsafe {
-        let rows = *rows.cast::<[*const K::Act; M]>();
+        let rows = *rows.cast::<[*const f32; M]>();
         let mut sums = [[L::splat(0.0); V]; M];
-        for m in 0..M {
-            for v in 0..V {
-                sums[m][v] = L::load(out.add(m * stride + v * LANES));
+        for (m, sums) in sums.iter_mut().enumerate() {
+            for (v, sum) in sums.iter_mut().enumerate() {
+                *sum = L::load(out.add(m * stride + v * LANES));
             }
         }
         let mut weights = panel;
-        for step in 0..steps {
-            let mut w = [K::load::<L>(weights); V];
-            for v in 1..V {
-                w[v] = K::load::<L>(weights.add(v * LANES * K::PER_STEP));
-            }
-            for m in 0..M {
-                let act = K::splat::<L>(*rows[m].add(step));
-                for v in 0..V {
-                    sums[m][v] = K::step(sums[m][v], w[v], act);
+        let mut at = 0;
+        while at < depth {
+            // The inputs of a step come one after the other: their weights are never in registers together.
+            for input in 0..K::PER_STEP {
+                let mut w = [K::load::<L>(weights, input); V];
+                for (v, w) in w.iter_mut().enumerate() {
+                    *w = K::load::<L>(weights.add(v * LANES * K::PER_STEP), input);
+                }
+                for (row, sums) in rows.iter().zip(&mut sums) {
+                    let act = L::splat(*row.add(at + input));
+                    for (sum, w) in sums.iter_mut().zip(w) {
+                        *sum = w.mul_add(act, *sum);
+                    }
                 }
             }
             weights = weights.add(PANEL * K::PER_STEP);
+            at += K::PER_STEP;
         }
-        for m in 0..M {
-            for v in 0..V {
-                sums[m][v].store(out.add(m * stride + v * LANES));
+        for (m, sums) in sums.iter().enumerate() {
+            for (v, sum) in sums.iter().enumerate() {
+                sum.store(out.add(m * stride + v * LANES));
             }
         }
+    }
+}
+
+/// `width` activations as products with these weights see them, then zeros up to a multiple of `PER_STEP`.
+///
+/// # Safety
+/// As the methods of [`Lanes`]; `from` has `width` elements, `to` that many rounded up to `PER_STEP`.
+#[inline(always)]
+pub(crate) unsafe fn round_row<L: Lanes, K: Kind>(from: *const f32, width: usize, to: *mut f32) {
+    let mut at = 0;
+    while at < width {
+        let count = (width - at).min(LANES);
+        // SAFETY: the caller's contract.
+        unsafe {
+            let acts = K::round(L::load_part(from.add(at), count));
+            acts.store_part(to.add(at), count.next_multiple_of(K::PER_STEP));
+        }
+        at += LANES;
     }
 }

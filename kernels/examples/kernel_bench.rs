@@ -1,0 +1,232 @@
+//! Speeds of the kernels on the shapes of a 1B-A400M model, beside the machine's own limits.
+//!
+//! `cargo run --release -p moetrail-kernels --example kernel_bench [threads]`; with one thread, time is the thread's
+//! time on a processor where the system tells it (Linux), so that a busy machine does not matter.
+
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+use moetrail_kernels::{
+    AttentionShape, Form, KvPool, PackedExperts, PackedMatrix, QkvCall, RopeTable, RouterConfig, SeqSpan, WeightDtype,
+    attention, experts_rows, linear, pool, rms_norm_rows, select,
+};
+
+const HIDDEN: usize = 1024;
+const INTER: usize = 256;
+const EXPERTS: usize = 64;
+const TOP_K: usize = 8;
+/// More copies of the weights than any cache holds, used in turn as the layers of a model are.
+const COLD_BYTES: usize = 400 << 20;
+
+fn main() {
+    if let Some(threads) = std::env::args().nth(1).and_then(|threads| threads.parse().ok()) {
+        pool::configure(threads);
+    }
+    let form = Form::current();
+    println!("form {form}, {} threads", pool::threads());
+    let read = read_bandwidth();
+    println!("memory read {read:.1} GB/s");
+    let peak = product_peak(form);
+    println!("bf16 products from the first-level cache {peak:.0} GFLOP/s (taken as the ceiling)");
+    for (name, out) in [("qkv", 2048), ("out", 1024), ("head", 32768)] {
+        products(form, name, HIDDEN, out, WeightDtype::BF16, (read, peak));
+    }
+    products(form, "qkv f32", HIDDEN, 2048, WeightDtype::F32, (read, peak));
+    products(form, "router", HIDDEN, EXPERTS, WeightDtype::F32, (read, peak));
+    experts(form, (read, peak));
+    attentions(form);
+    small(form);
+}
+
+/// Best time of a few repetitions: other processes of the machine only ever add to it.
+fn best(mut body: impl FnMut(usize)) -> f64 {
+    let mut best = f64::INFINITY;
+    let start = Instant::now();
+    let mut round = 0;
+    while round < 8 || start.elapsed() < Duration::from_millis(700) {
+        let begin = now(start);
+        body(round);
+        best = best.min(now(start) - begin);
+        round += 1;
+    }
+    best
+}
+
+/// Seconds on a processor where that is known and means something, else on the clock.
+fn now(start: Instant) -> f64 {
+    let on_processor = || {
+        let stat = std::fs::read_to_string("/proc/thread-self/schedstat").ok()?;
+        stat.split(' ').next()?.parse::<f64>().ok()
+    };
+    let nanoseconds = if pool::threads() == 1 { on_processor() } else { None };
+    nanoseconds.map_or_else(|| start.elapsed().as_secs_f64(), |nanoseconds| nanoseconds / 1e9)
+}
+
+fn line(name: &str, rows: usize, seconds: f64, bytes: usize, flops: usize, (read, peak): (f64, f64)) {
+    let (bandwidth, rate) = (bytes as f64 / seconds / 1e9, flops as f64 / seconds / 1e9);
+    println!(
+        "{name:<10} {rows:>4} rows  {:>9.1} us  {bandwidth:>6.1} GB/s ({:>3.0} % of read)  {rate:>7.1} GFLOP/s ({:>3.0} %)",
+        seconds * 1e6,
+        bandwidth / read * 100.0,
+        rate / peak * 100.0,
+    );
+}
+
+fn read_bandwidth() -> f64 {
+    let words = vec![1u64; (512 << 20) / 8];
+    let tasks = 64;
+    let part = words.len() / tasks;
+    let seconds = best(|_| {
+        pool::run(tasks, &|task| {
+            let mut sums = [0u64; 32];
+            for chunk in words[task * part..][..part].chunks_exact(32) {
+                sums.iter_mut().zip(chunk).for_each(|(sum, word)| *sum = sum.wrapping_add(*word));
+            }
+            black_box(sums);
+        });
+    });
+    (words.len() * 8) as f64 / seconds / 1e9
+}
+
+/// Products whose weights and activations stay in the cache: what the inner loop itself reaches.
+fn product_peak(form: Form) -> f64 {
+    let (n, ins, outs) = (96, 128, 64 * 64);
+    let weight = PackedMatrix::zeros(outs, ins, WeightDtype::BF16).finish();
+    let x = vec![0.5; n * ins];
+    let mut out = vec![0.0; n * outs];
+    let seconds = best(|_| linear(form, &x, &weight, None, &mut out));
+    (2 * n * ins * outs) as f64 / seconds / 1e9
+}
+
+fn products(form: Form, name: &str, ins: usize, outs: usize, dtype: WeightDtype, limits: (f64, f64)) {
+    let bytes = outs * ins * dtype.bytes();
+    let copies = (COLD_BYTES / bytes).clamp(2, 200);
+    let weights: Vec<PackedMatrix> = (0..copies).map(|copy| touched(outs, ins, dtype, copy)).collect();
+    for n in [1, 8, 512] {
+        let x: Vec<f32> = (0..n * ins).map(|i| (i % 17) as f32 * 0.1).collect();
+        let mut out = vec![0.0; n * outs];
+        let seconds = best(|round| linear(form, &x, &weights[round % copies], None, &mut out));
+        line(name, n, seconds, bytes, 2 * n * ins * outs, limits);
+    }
+}
+
+/// Weights whose pages are really there.
+fn touched(outs: usize, ins: usize, dtype: WeightDtype, seed: usize) -> PackedMatrix {
+    let row: Vec<u8> = (0..ins).flat_map(|i| (((i + seed) % 13) as f32 * 0.01).to_le_bytes()).collect();
+    let mut builder = PackedMatrix::zeros(outs, ins, dtype);
+    let rows = moetrail_kernels::WeightView {
+        bytes: &row,
+        dtype: WeightDtype::F32,
+        rows: outs,
+        cols: ins,
+        row_stride: 0,
+        col_stride: 1,
+    };
+    builder.put_rows(0, rows).expect("the view fits");
+    builder.finish()
+}
+
+fn experts(form: Form, limits: (f64, f64)) {
+    let layers: Vec<PackedExperts> = (0..4)
+        .map(|_| {
+            let mut builder = PackedExperts::builder(EXPERTS, HIDDEN, INTER, WeightDtype::BF16);
+            let values: Vec<u8> = (0..HIDDEN * INTER).flat_map(|i| ((i % 13) as f32 * 0.01).to_le_bytes()).collect();
+            for expert in 0..EXPERTS {
+                let view = |rows, cols| moetrail_kernels::WeightView::row_major(&values, WeightDtype::F32, rows, cols);
+                builder.put_gate(expert, view(INTER, HIDDEN)).expect("the view fits");
+                builder.put_up(expert, view(INTER, HIDDEN)).expect("the view fits");
+                builder.put_down(expert, view(HIDDEN, INTER)).expect("the view fits");
+            }
+            builder.finish()
+        })
+        .collect();
+    for n in [1, 8, 32, 512] {
+        let x: Vec<f32> = (0..n * HIDDEN).map(|i| (i % 17) as f32 * 0.1).collect();
+        let ids = |round: usize| -> Vec<u32> {
+            // Eight distinct experts a row, another set in every row and round.
+            (0..n).flat_map(|row| (0..TOP_K).map(move |k| ((row * 29 + round * 11 + k * 7) % EXPERTS) as u32)).collect()
+        };
+        let weights = vec![0.125; n * TOP_K];
+        let mut out = vec![0.0; n * HIDDEN];
+        let mut touched = ids(0);
+        touched.sort_unstable();
+        touched.dedup();
+        let bytes = touched.len() * 3 * HIDDEN * INTER * 2;
+        let choices: Vec<Vec<u32>> = (0..16).map(ids).collect();
+        let seconds = best(|round| {
+            experts_rows(form, &x, &choices[round % 16], &weights, &layers[round % 4], &mut out).expect("ids fit");
+        });
+        line("experts", n, seconds, bytes, n * TOP_K * 6 * HIDDEN * INTER, limits);
+    }
+}
+
+fn attentions(form: Form) {
+    let shape = AttentionShape { heads: 16, kv_heads: 8, head_dim: 64, scale: 0.125, window: None, clip_qkv: None };
+    let (block_size, context, batch) = (16, 4096, 8);
+    let blocks = batch * context / block_size;
+    let mut kv = KvPool::new(1, blocks, block_size, shape.kv_heads, shape.head_dim, WeightDtype::BF16);
+    let tables: Vec<Vec<u32>> =
+        (0..batch).map(|seq| (0..context / block_size).map(|block| (block * batch + seq) as u32).collect()).collect();
+    let rope = RopeTable::new((0..32).map(|i| 0.8f32.powi(i)).collect(), 1.0, context);
+    let width = (shape.heads + 2 * shape.kv_heads) * shape.head_dim;
+    let n = blocks * block_size;
+    let slots: Vec<u32> = (0..n as u32).collect();
+    let positions: Vec<u32> = slots.iter().map(|slot| slot % context as u32).collect();
+    let qkv: Vec<f32> = (0..n * width).map(|i| (i % 23) as f32 * 0.05 - 0.5).collect();
+    let call = QkvCall { shape: &shape, norm: None, rope: &rope, positions: &positions, slots: &slots };
+    let mut q = vec![0.0; n * shape.q_width()];
+    let begin = Instant::now();
+    call.run(form, &qkv, &mut q, kv.layer_mut(0)).expect("the slots fit");
+    println!("qkv rope store {n} rows: {:.1} us a row", begin.elapsed().as_secs_f64() * 1e6 / n as f64);
+
+    let mut run = |name: &str, spans: &[(usize, usize, usize)]| {
+        let mut start = 0;
+        let mut pairs = 0;
+        let mut keys = 0;
+        let seqs: Vec<SeqSpan<'_>> = spans
+            .iter()
+            .map(|&(seq, first, end)| {
+                let rows = start..start + end - first;
+                start = rows.end;
+                pairs += (first..end).map(|position| position + 1).sum::<usize>();
+                keys += end;
+                SeqSpan { rows, first_position: first as u32, block_table: &tables[seq] }
+            })
+            .collect();
+        let mut out = vec![0.0; start * shape.q_width()];
+        let seconds = best(|_| {
+            let kv = kv.layer_mut(0);
+            attention(form, &q[..out.len()], &shape, &seqs, &kv, block_size, &mut out).expect("the tables fit");
+        });
+        let bytes = keys * 2 * shape.kv_heads * shape.head_dim * 2;
+        let flops = pairs * shape.heads * shape.head_dim * 4;
+        println!(
+            "attention {name:<28} {:>9.1} us  {:>6.1} GB/s  {:>7.1} GFLOP/s",
+            seconds * 1e6,
+            bytes as f64 / seconds / 1e9,
+            flops as f64 / seconds / 1e9
+        );
+    };
+    run("1 row at 512", &[(0, 511, 512)]);
+    run("1 row at 4096", &[(0, 4095, 4096)]);
+    let all: Vec<_> = (0..batch).map(|seq| (seq, 1023, 1024)).collect();
+    run("8 sequences, 1 row at 1024", &all);
+    run("512 rows from 0", &[(0, 0, 512)]);
+    run("512 rows from 3584", &[(0, 3584, 4096)]);
+}
+
+fn small(form: Form) {
+    for n in [1, 512] {
+        let x: Vec<f32> = (0..n * HIDDEN).map(|i| (i % 17) as f32 * 0.1).collect();
+        let weight = vec![1.0; HIDDEN];
+        let mut out = vec![0.0; n * HIDDEN];
+        let norm = best(|_| rms_norm_rows(form, &x, &weight, 1e-5, &mut out));
+        let logits: Vec<f32> = (0..n * EXPERTS).map(|i| (i * 7919 % 1000) as f32 * 0.01).collect();
+        let cfg = RouterConfig { top_k: TOP_K, num_experts: EXPERTS, norm_topk_prob: false };
+        let (mut ids, mut weights) = (vec![0; n * TOP_K], vec![0.0; n * TOP_K]);
+        let choose = best(|_| {
+            select(form, &logits, &cfg, None, &mut ids, &mut weights).expect("the shapes agree");
+        });
+        println!("{n:>4} rows: rms_norm {:.2} us, top-{TOP_K} of {EXPERTS} {:.2} us", norm * 1e6, choose * 1e6);
+    }
+}
