@@ -3,21 +3,11 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use moetrail_routes::RowLedger;
 use moetrail_text::{Detokenizer, StopStrings, Tokenizer};
 
-use crate::request::{FinishReason, GenerateRequest, RowsError, StopReason};
+use crate::capture::ChoiceRows;
+use crate::request::{FinishReason, GenerateRequest, StopReason};
 use crate::token_counts::TokenCounts;
-
-/// The rows of a choice so far.
-#[derive(Clone)]
-pub(crate) struct ChoiceRows {
-    pub(crate) ledger: RowLedger,
-    /// Rows in the ledger whose block another request computed.
-    pub(crate) rows_of_others: usize,
-    /// Set once rows were lost; the ledger is then of no use.
-    pub(crate) error: Option<RowsError>,
-}
 
 /// Text of a choice; absent if the client wants none.
 struct ChoiceText {

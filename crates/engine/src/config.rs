@@ -27,6 +27,9 @@ pub struct EngineConfig {
     pub max_logprobs: usize,
     /// Seed of requests that name none; `None` draws one.
     pub seed: Option<u64>,
+    /// A planted fault.
+    #[cfg(test)]
+    pub(crate) fault: crate::fault::Fault,
 }
 
 impl Default for EngineConfig {
@@ -44,6 +47,8 @@ impl Default for EngineConfig {
             max_queued_requests: 4096,
             max_logprobs: 20,
             seed: None,
+            #[cfg(test)]
+            fault: crate::fault::Fault::None,
         }
     }
 }

@@ -6,19 +6,19 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc};
 use std::time::Instant;
 
-use moetrail_capture::{CaptureRing, DrainError, drain};
 use moetrail_kernels::KvPool;
 use moetrail_models::Decoder;
-use moetrail_routes::{ExpertRows, RowLedger};
-use moetrail_sched::{Batch, BlockHash, BlockPool, CacheScope, NewSequence, RequestKey, Scheduler, SeqId, Sequence};
+use moetrail_routes::ExpertRows;
+use moetrail_sched::{Batch, BlockHash, CacheScope, NewSequence, RequestKey, Scheduler, SeqId};
 use rustc_hash::FxHashMap;
 use tokio::sync::mpsc::UnboundedSender;
 
-use crate::choice::{Choice, ChoiceRows};
+use crate::capture::Capture;
+use crate::choice::Choice;
 use crate::handle::{Command, Shared};
 use crate::info::EngineInfo;
 use crate::request::{
-    ChoiceDelta, Event, Finish, FinishReason, GenerateRequest, RequestError, RowsError, StopReason, TokenLogprobs,
+    ChoiceDelta, Event, Finish, FinishReason, GenerateRequest, RequestError, StopReason, TokenLogprobs,
 };
 use crate::stats::{EngineStats, FinishedReason};
 
@@ -39,7 +39,7 @@ pub(crate) struct Live {
 pub(crate) struct EngineThread {
     pub(crate) decoder: Decoder,
     pub(crate) kv: KvPool,
-    pub(crate) ring: Option<CaptureRing>,
+    pub(crate) capture: Capture,
     pub(crate) scheduler: Scheduler,
     pub(crate) batch: Batch,
     pub(crate) live: FxHashMap<RequestKey, Live>,
@@ -57,7 +57,7 @@ impl EngineThread {
     pub(crate) fn new(
         decoder: Decoder,
         kv: KvPool,
-        ring: Option<CaptureRing>,
+        capture: Capture,
         scheduler: Scheduler,
         seed: u64,
         receiver: mpsc::Receiver<Command>,
@@ -68,7 +68,7 @@ impl EngineThread {
         Self {
             decoder,
             kv,
-            ring,
+            capture,
             scheduler,
             batch: Batch::default(),
             live: FxHashMap::default(),
@@ -134,11 +134,7 @@ impl EngineThread {
             // Cached positions are not forwarded, so they have no logits.
             read_prefix_cache: request.sampling.prompt_logprobs.is_none(),
         });
-        let rows = self.ring.as_ref().zip(request.routed_experts_start).map(|(ring, start)| ChoiceRows {
-            ledger: RowLedger::new(start, ring.layout().row_bytes()),
-            rows_of_others: 0,
-            error: None,
-        });
+        let rows = request.routed_experts_start.and_then(|start| self.capture.new_rows(start));
         self.choices.insert(seq, Choice::new(0, &request, self.info.tokenizer.as_ref(), rows));
         let live = Live {
             request,
@@ -196,12 +192,10 @@ impl EngineThread {
         let forwarded = sequence.max_computed_tokens();
         // The last sampled token was never forwarded: it has no row.
         let upto = forwarded.min(sequence.prompt_len() + choice.num_output.saturating_sub(1));
-        let rows = choice.rows.take().filter(|_| forwarded > 0).map(|mut rows| {
-            let reach = upto.min(sequence.num_computed_tokens());
-            drain_rows(self.ring.as_ref(), &self.stats, sequence, self.scheduler.pool(), &mut rows, reach);
-            rows.ledger.truncate(upto);
-            rows
-        });
+        let mut rows = choice.rows.take().filter(|_| forwarded > 0);
+        if let Some(rows) = &mut rows {
+            self.capture.drain(sequence, self.scheduler.pool(), rows, upto.min(sequence.num_computed_tokens()));
+        }
         let key = sequence.request();
         self.scheduler.remove(seq);
         let Some(live) = self.live.get_mut(&key) else { return };
@@ -209,8 +203,8 @@ impl EngineThread {
             text.push_str(&choice.flush(&mut None));
         }
         let start = live.request.routed_experts_start;
-        let returned = rows.map(|rows| (rows.rows_of_others, self.ring.as_ref().map(|ring| rows_result(ring, rows))));
-        let (rows_of_others, routed_experts) = returned.map_or((0, None), |(others, rows)| (others, rows));
+        let rows_of_others = rows.as_ref().map_or(0, |rows| rows.rows_of_others);
+        let routed_experts = rows.and_then(|rows| self.capture.deliver(rows, upto));
         let num_rows = routed_experts.as_ref().and_then(|rows| rows.as_ref().ok()).map(ExpertRows::num_rows);
         let finish = Finish { reason, stop_reason, routed_experts };
         let delta = ChoiceDelta { index: choice.index, token_ids, text, logprobs, finish: Some(finish) };
@@ -235,7 +229,7 @@ impl EngineThread {
         let Some(live) = self.live.get_mut(&key).filter(|live| live.request.sampling.n > 1) else { return all };
         let (Some(parent), Some(sequence)) = (self.choices.get_mut(&seq), self.scheduler.get(seq)) else { return all };
         if let Some(rows) = &mut parent.rows {
-            drain_rows(self.ring.as_ref(), &self.stats, sequence, self.scheduler.pool(), rows, sequence.prompt_len());
+            self.capture.drain(sequence, self.scheduler.pool(), rows, sequence.prompt_len());
         }
         let rows = parent.rows.clone();
         for (offset, child) in self.scheduler.fork(seq).into_iter().enumerate() {
@@ -260,45 +254,4 @@ impl Drop for EngineThread {
     fn drop(&mut self) {
         self.shared.closed.store(true, Ordering::Release);
     }
-}
-
-/// Brings a choice's ledger up to position `upto`; a failure is the choice's alone.
-pub(crate) fn drain_rows(
-    ring: Option<&CaptureRing>,
-    stats: &EngineStats,
-    sequence: &Sequence,
-    pool: &BlockPool,
-    rows: &mut ChoiceRows,
-    upto: usize,
-) {
-    let Some(ring) = ring.filter(|_| rows.error.is_none()) else { return };
-    let began = Instant::now();
-    match drain(ring, pool, sequence.blocks(), sequence.request(), &mut rows.ledger, upto) {
-        Ok(drained) => {
-            stats.d2h_bytes.inc_by(drained.bytes as u64);
-            rows.rows_of_others += drained.rows_of_others;
-            if drained.rows > 0 {
-                stats.gather_seconds.observe(began.elapsed().as_secs_f64());
-            }
-        }
-        Err(error) => {
-            let code = match &error {
-                DrainError::GenerationMismatch { .. } => {
-                    stats.generation_mismatch.inc();
-                    "generation_mismatch"
-                }
-                _ => "rows_lost",
-            };
-            rows.error = Some(RowsError { code, message: error.to_string() });
-        }
-    }
-}
-
-fn rows_result(ring: &CaptureRing, rows: ChoiceRows) -> Result<ExpertRows, RowsError> {
-    if let Some(error) = rows.error {
-        return Err(error);
-    }
-    let start = rows.ledger.start();
-    ExpertRows::new(start, ring.layout().wire(), ring.layout().to_wire(rows.ledger.into_data()))
-        .map_err(|error| RowsError { code: "rows_lost", message: error.to_string() })
 }

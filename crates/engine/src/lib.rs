@@ -1,11 +1,16 @@
 //! The engine: one thread that owns the model, the KV pool and the ring, and a handle to reach it.
 #![forbid(unsafe_code)]
 
+mod capture;
 mod choice;
 mod config;
 mod engine;
+#[cfg(test)]
+mod fault;
 mod handle;
 mod info;
+#[cfg(test)]
+mod invariance_tests;
 mod logprobs;
 mod memory;
 mod request;

@@ -8,6 +8,7 @@ use moetrail_models::Decoder;
 use moetrail_sched::{Scheduler, SchedulerConfig};
 use moetrail_text::Tokenizer;
 
+use crate::capture::Capture;
 use crate::config::EngineConfig;
 use crate::engine::EngineThread;
 use crate::handle::{EngineHandle, Shared};
@@ -120,12 +121,16 @@ impl Engine {
             enable_prefix_caching: config.enable_prefix_caching,
         });
 
+        #[cfg_attr(not(test), expect(unused_mut, reason = "tests plant a fault"))]
+        let mut capture = Capture::new(ring, stats.clone());
+        #[cfg(test)]
+        capture.plant(config.fault);
         let (commands, receiver) = mpsc::channel();
         let shared = Arc::new(Shared::default());
         let engine = EngineThread::new(
             decoder,
             kv,
-            ring,
+            capture,
             scheduler,
             config.seed.unwrap_or_else(entropy),
             receiver,

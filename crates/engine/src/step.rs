@@ -9,11 +9,10 @@ use moetrail_sched::{Batch, RequestKey, Scheduled, SeqId};
 use rustc_hash::FxHashMap;
 
 use crate::choice::Choice;
-use crate::engine::{EngineThread, Live, drain_rows};
+use crate::engine::{EngineThread, Live};
 use crate::logprobs::token_logprobs;
 use crate::request::{ChoiceDelta, Event, FinishReason, PromptOutput, RequestError, TokenLogprobs};
 use crate::sampler;
-use crate::self_check::ring_cells;
 
 /// Which logits a step needs, and for what.
 #[derive(Default)]
@@ -55,18 +54,16 @@ impl EngineThread {
 
     /// Plans the step; sequences that lose their blocks have their rows drained first.
     fn schedule(&mut self, batch: &mut Batch) {
-        let (ring, stats, choices) = (self.ring.as_ref(), &self.stats, &mut self.choices);
+        let (capture, choices) = (&self.capture, &mut self.choices);
         self.scheduler.schedule(batch, &mut |sequence, pool| {
             if let Some(rows) = choices.get_mut(&sequence.id()).and_then(|choice| choice.rows.as_mut()) {
-                drain_rows(ring, stats, sequence, pool, rows, sequence.num_computed_tokens());
+                capture.drain(sequence, pool, rows, sequence.num_computed_tokens());
             }
         });
         self.stats.num_preemptions.inc_by(batch.num_preempted as u64);
         for copy in &batch.copies {
             self.kv.copy_block(copy.from, copy.to);
-            if let Some(ring) = &mut self.ring {
-                ring.copy_block(copy.from, copy.to);
-            }
+            self.capture.copy_block(*copy);
         }
     }
 
@@ -113,14 +110,13 @@ impl EngineThread {
             seqs: &seqs,
             logit_rows,
         };
-        let ring = self.ring.as_mut().map(ring_cells);
-        self.decoder.forward(&input, &mut self.kv, ring).map_err(|error| error.to_string())
+        self.decoder.forward(&input, &mut self.kv, self.capture.cells()).map_err(|error| error.to_string())
     }
 
     /// Counts what the step computed, and notes first admissions.
     fn count(&mut self, batch: &Batch) {
         self.stats.iterations.inc();
-        if self.ring.is_some() {
+        if self.capture.is_on() {
             self.stats.rows_captured.inc_by(batch.num_tokens() as u64);
         }
         for scheduled in &batch.scheduled {

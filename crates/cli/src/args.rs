@@ -1,0 +1,164 @@
+//! What is typed on the command line. The flags are vLLM's where vLLM has them.
+
+use std::net::IpAddr;
+
+use clap::builder::TypedValueParser;
+use clap::{Args as ClapArgs, Parser, Subcommand};
+use moetrail_engine::EngineConfig;
+use moetrail_models::DtypeChoice;
+
+/// Serves mixture-of-experts models and returns the exact routing of every token.
+#[derive(Debug, Parser)]
+#[command(version, about, propagate_version = true)]
+pub struct Args {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serve a model over HTTP (OpenAI-compatible, and vLLM's token-in/token-out endpoint).
+    Serve(Box<ServeArgs>),
+    /// Continue one prompt on the terminal, with a summary of its routing.
+    Run(Box<RunArgs>),
+    /// Measure prefill and decode on this machine, without HTTP; prints JSON.
+    Bench(Box<BenchArgs>),
+    /// Check this machine: processor, memory, the bundled model, capture.
+    Doctor(DoctorArgs),
+}
+
+/// Which model, and how it is loaded.
+#[derive(Debug, ClapArgs)]
+pub struct ModelArgs {
+    /// A checkpoint folder or hub id; the bundled toy model if absent.
+    pub model: Option<String>,
+    /// Branch, tag or commit of a hub id.
+    #[arg(long)]
+    pub revision: Option<String>,
+    /// Number format of weights and KV: auto, float32, bfloat16 or float16.
+    #[arg(long, default_value = "auto")]
+    pub dtype: DtypeChoice,
+    /// Threads that compute; all processors if absent.
+    #[arg(long)]
+    pub threads: Option<usize>,
+    /// Form of the CPU kernels: avx512, avx2 or scalar; the best one if absent.
+    #[arg(long, value_name = "FORM", env = "MOETRAIL_CPU_FORM")]
+    pub cpu_form: Option<String>,
+    /// Do not capture routing.
+    #[arg(long)]
+    pub no_capture: bool,
+    /// Prompt and completion tokens together, at most; the model's limit if absent.
+    #[arg(long)]
+    pub max_model_len: Option<usize>,
+    /// Seed of requests that name none.
+    #[arg(long)]
+    pub seed: Option<u64>,
+}
+
+/// `serve`.
+#[derive(Debug, ClapArgs)]
+pub struct ServeArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Address to listen on.
+    #[arg(long, default_value = "127.0.0.1")]
+    pub host: IpAddr,
+    /// Port to listen on; 0 picks a free one.
+    #[arg(long, default_value_t = 8000)]
+    pub port: u16,
+    /// Names that requests may use for the model; the first is reported.
+    #[arg(long, num_args = 1..)]
+    pub served_model_name: Vec<String>,
+    /// Require one of these bearer tokens.
+    #[arg(long, num_args = 1.., env = "MOETRAIL_API_KEY", hide_env_values = true)]
+    pub api_key: Vec<String>,
+    /// Sequences that run at once, at most.
+    #[arg(long, default_value_t = EngineConfig::default().max_num_seqs)]
+    pub max_num_seqs: usize,
+    /// Tokens in one step, at most; longer prompts are computed in chunks.
+    #[arg(long, default_value_t = EngineConfig::default().max_num_batched_tokens)]
+    pub max_num_batched_tokens: usize,
+    /// Tokens in a KV block.
+    #[arg(long, default_value_t = EngineConfig::default().block_size)]
+    pub block_size: usize,
+    /// Blocks in the KV pool; sized from free memory if absent.
+    #[arg(long, value_name = "BLOCKS")]
+    pub num_gpu_blocks_override: Option<usize>,
+    /// Do not keep full KV blocks for later prompts.
+    #[arg(long)]
+    pub no_enable_prefix_caching: bool,
+    /// Return routed experts to every request that does not refuse them.
+    #[arg(long)]
+    pub enable_return_routed_experts: bool,
+    /// Encoding of routed experts where a request names none: object or npy.
+    #[arg(long, value_name = "FORMAT")]
+    pub routed_experts_format: Option<String>,
+    /// Requests that may wait beyond those that run; one more gets 503.
+    #[arg(long, default_value_t = EngineConfig::default().max_queued_requests)]
+    pub max_queued_requests: usize,
+    /// Alternatives per token that a request may ask for.
+    #[arg(long, default_value_t = EngineConfig::default().max_logprobs)]
+    pub max_logprobs: usize,
+}
+
+/// `run`.
+#[derive(Debug, ClapArgs)]
+pub struct RunArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// What to say to the model.
+    #[arg(long, short)]
+    pub prompt: String,
+    /// Continue the prompt as it is, without the model's chat template.
+    #[arg(long)]
+    pub raw: bool,
+    /// Tokens to generate at most.
+    #[arg(long, default_value_t = 200)]
+    pub max_tokens: usize,
+    /// 0 is greedy; the checkpoint's default if absent.
+    #[arg(long)]
+    pub temperature: Option<f32>,
+}
+
+/// `bench`.
+#[derive(Debug, ClapArgs)]
+pub struct BenchArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Prompt lengths of the prefill runs.
+    #[arg(long, value_delimiter = ',', default_value = "512")]
+    pub prompt_len: Vec<usize>,
+    /// Batch sizes of the decode runs.
+    #[arg(long, value_delimiter = ',', default_value = "1,8")]
+    pub batch: Vec<usize>,
+    /// Tokens that each sequence of a decode run generates.
+    #[arg(long, default_value_t = 65, value_parser = clap::value_parser!(u32).range(2..).map(|tokens| tokens as usize))]
+    pub gen_len: usize,
+    /// Counted repetitions, after one that is not.
+    #[arg(long, default_value_t = 3)]
+    pub reps: usize,
+    /// Tokens in one step, at most.
+    #[arg(long, default_value_t = EngineConfig::default().max_num_batched_tokens)]
+    pub max_num_batched_tokens: usize,
+}
+
+/// `doctor`.
+#[derive(Debug, ClapArgs)]
+pub struct DoctorArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_definitions_are_consistent() {
+        Args::command().debug_assert();
+    }
+}

@@ -1,0 +1,78 @@
+//! From command-line arguments to a running engine.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use moetrail_engine::{Engine, EngineConfig};
+use moetrail_kernels::{Form, pool};
+use moetrail_models::Checkpoint;
+use moetrail_text::Tokenizer;
+
+use crate::args::ModelArgs;
+use crate::bundled;
+
+/// Name that the bundled checkpoint is served under.
+pub const BUNDLED_NAME: &str = "moetrail-toy";
+
+/// A running engine and the checkpoint that it serves.
+pub struct Loaded {
+    pub engine: Engine,
+    pub checkpoint: Checkpoint,
+}
+
+/// Picks threads and kernel form; both are fixed for the life of the process.
+pub fn configure_kernels(args: &ModelArgs) -> Result<()> {
+    if let Some(threads) = args.threads {
+        if threads == 0 {
+            bail!("--threads must be at least 1");
+        }
+        pool::configure(threads);
+    }
+    if let Some(name) = &args.cpu_form {
+        let Some(form) = Form::from_name(name) else { bail!("--cpu-form is {name:?}; avx512, avx2 or scalar") };
+        if !Form::available().contains(&form) {
+            bail!("--cpu-form {name}: this processor does not have it; it has {:?}", Form::available());
+        }
+        Form::set(form);
+    }
+    Ok(())
+}
+
+/// Opens the checkpoint named, or the bundled one.
+pub fn open(args: &ModelArgs) -> Result<(Checkpoint, String)> {
+    match &args.model {
+        Some(model) => Ok((Checkpoint::open(model, args.revision.as_deref())?, model.clone())),
+        None => Ok((Checkpoint::open_folder(&bundled::folder()?, BUNDLED_NAME)?, BUNDLED_NAME.to_owned())),
+    }
+}
+
+/// Loads the model and starts an engine over it.
+pub fn start(args: &ModelArgs, mut config: EngineConfig) -> Result<Loaded> {
+    configure_kernels(args)?;
+    let (checkpoint, name) = open(args)?;
+    let tokenizer = Tokenizer::from_dir(checkpoint.folder())?.map(Arc::new);
+    if tokenizer.is_none() {
+        tracing::warn!("the checkpoint has no tokenizer: only token ids are served");
+    }
+    let began = Instant::now();
+    let decoder = checkpoint.load(args.dtype, true)?;
+    tracing::info!(
+        model = name,
+        architecture = decoder.config().architecture,
+        dtype = %decoder.dtype(),
+        packed_mib = decoder.weight_bytes() >> 20,
+        seconds = began.elapsed().as_secs_f32(),
+        kernels = ?Form::current(),
+        threads = pool::threads(),
+        "loaded"
+    );
+    if config.served_model_names.is_empty() {
+        config.served_model_names = vec![name];
+    }
+    config.capture = !args.no_capture;
+    config.max_model_len = args.max_model_len;
+    config.seed = args.seed;
+    let engine = Engine::start(decoder, tokenizer, checkpoint.eos_token_ids(), config).context("cannot start")?;
+    Ok(Loaded { engine, checkpoint })
+}

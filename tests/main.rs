@@ -1,0 +1,5 @@
+//! The integration tests: one binary, so that everything links once.
+
+mod golden;
+mod parity;
+mod support;
