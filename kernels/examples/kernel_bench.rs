@@ -1,6 +1,6 @@
 //! Speeds of the kernels on the shapes of a 1B-A400M model, beside the machine's own limits.
 //!
-//! `cargo run --release -p moetrail-kernels --example kernel_bench [threads]`; with one thread, time is the thread's
+//! `cargo run --release -p moetrail-kernels --example kernel_bench [threads [part]]`; with one thread, time is the thread's
 //! time on a processor where the system tells it (Linux), so that a busy machine does not matter.
 
 use std::hint::black_box;
@@ -28,38 +28,49 @@ fn main() {
     println!("memory read {read:.1} GB/s");
     let peak = product_peak(form);
     println!("bf16 products from the first-level cache {peak:.0} GFLOP/s (taken as the ceiling)");
-    for (name, out) in [("qkv", 2048), ("out", 1024), ("head", 32768)] {
-        products(form, name, HIDDEN, out, WeightDtype::BF16, (read, peak));
+    let part = std::env::args().nth(2);
+    let wanted = |name: &str| part.as_ref().is_none_or(|part| part == name);
+    if wanted("linear") {
+        for (name, out) in [("qkv", 2048), ("out", 1024), ("head", 32768)] {
+            products(form, name, HIDDEN, out, WeightDtype::BF16, (read, peak));
+        }
+        products(form, "qkv f32", HIDDEN, 2048, WeightDtype::F32, (read, peak));
+        products(form, "router", HIDDEN, EXPERTS, WeightDtype::F32, (read, peak));
     }
-    products(form, "qkv f32", HIDDEN, 2048, WeightDtype::F32, (read, peak));
-    products(form, "router", HIDDEN, EXPERTS, WeightDtype::F32, (read, peak));
-    experts(form, (read, peak));
-    attentions(form);
-    small(form);
+    if wanted("experts") {
+        experts(form, (read, peak));
+    }
+    if wanted("attention") {
+        attentions(form);
+    }
+    if wanted("small") {
+        small(form);
+    }
 }
 
-/// Best time of a few repetitions: other processes of the machine only ever add to it.
+/// Best time of many repetitions: other processes of the machine only ever add to it. With one thread, the mean time
+/// on a processor, which is counted in ticks too coarse for a single repetition.
 fn best(mut body: impl FnMut(usize)) -> f64 {
     let mut best = f64::INFINITY;
-    let start = Instant::now();
+    body(0);
+    let (start, on_processor) = (Instant::now(), on_processor());
     let mut round = 0;
-    while round < 8 || start.elapsed() < Duration::from_millis(700) {
-        let begin = now(start);
+    while round < 8 || start.elapsed() < Duration::from_millis(600) {
+        let begin = Instant::now();
         body(round);
-        best = best.min(now(start) - begin);
+        best = best.min(begin.elapsed().as_secs_f64());
         round += 1;
     }
-    best
+    match (on_processor, self::on_processor()) {
+        (Some(first), Some(last)) if pool::threads() == 1 => (last - first) / round as f64,
+        _ => best,
+    }
 }
 
-/// Seconds on a processor where that is known and means something, else on the clock.
-fn now(start: Instant) -> f64 {
-    let on_processor = || {
-        let stat = std::fs::read_to_string("/proc/thread-self/schedstat").ok()?;
-        stat.split(' ').next()?.parse::<f64>().ok()
-    };
-    let nanoseconds = if pool::threads() == 1 { on_processor() } else { None };
-    nanoseconds.map_or_else(|| start.elapsed().as_secs_f64(), |nanoseconds| nanoseconds / 1e9)
+/// Seconds this thread has spent on a processor.
+fn on_processor() -> Option<f64> {
+    let stat = std::fs::read_to_string("/proc/thread-self/schedstat").ok()?;
+    Some(stat.split(' ').next()?.parse::<f64>().ok()? / 1e9)
 }
 
 fn line(name: &str, rows: usize, seconds: f64, bytes: usize, flops: usize, (read, peak): (f64, f64)) {

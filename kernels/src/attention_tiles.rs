@@ -24,7 +24,7 @@ use crate::weights::WeightDtype;
 const TILE: usize = PANEL;
 
 /// Queries (rows times heads of a group) of a task, about: their sums stay in the cache beside a tile of keys.
-const TASK_QUERIES: usize = 48;
+const TASK_QUERIES: usize = 96;
 
 thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::new(Scratch::default());
@@ -139,11 +139,27 @@ struct Keys<'a, T: Plain> {
 }
 
 impl<T: Plain> Keys<'_, T> {
-    /// Where the head of the key at an absolute position starts.
+    /// Where the heads of the positions `tile..tile + 64` start; beyond `end` the last one stands again, as its lanes
+    /// are masked.
     #[inline(always)]
-    fn start(&self, position: usize) -> usize {
-        let block = self.block_table[position / self.block_size] as usize;
-        (block * self.block_size + position % self.block_size) * self.stride + self.offset
+    fn starts(&self, tile: usize, end: usize) -> [usize; TILE] {
+        let mut starts = [0; TILE];
+        let (mut block, mut offset) = (usize::MAX, self.block_size - 1);
+        for (i, start) in starts.iter_mut().enumerate() {
+            if tile + i < end {
+                offset += 1;
+                if offset >= self.block_size {
+                    let position = tile + i;
+                    offset = position % self.block_size;
+                    block = self.block_table[position / self.block_size] as usize;
+                }
+            } else if block == usize::MAX {
+                // A tile that is not there: nothing of it is read.
+                break;
+            }
+            *start = (block * self.block_size + offset) * self.stride + self.offset;
+        }
+        starts
     }
 }
 
@@ -167,20 +183,22 @@ impl<S: Stored> Body for Task<'_, S> {
         let (group, head_dim) = (self.shape.group(), self.shape.head_dim);
         let queries = self.rows.len() * group;
         self.scratch.prepare(queries, head_dim);
-        let last_position = self.first_position + self.rows.len() - 1;
+        let end = self.first_position + self.rows.len();
         let mut tile = self.shape.first_visible(self.first_position) / TILE * TILE;
-        while tile <= last_position {
+        let mut starts = self.keys.starts(tile, end);
+        while tile < end {
+            let next = self.keys.starts(tile + TILE, end);
             // SAFETY: the form's instructions are available here.
             unsafe {
-                self.load_tile::<L>(tile, (last_position + 1).min(tile + TILE));
+                self.load_tile::<L>(end - tile, &starts, &next);
                 let mut query = 0;
                 while query < queries {
-                    // Queries are ordered by position: those before the tile see nothing of it.
                     let count = (queries - query).min(L::TILE_ROWS);
                     self.attend_tile::<L>(tile, query..query + count);
                     query += count;
                 }
             }
+            starts = next;
             tile += TILE;
         }
         for query in 0..queries {
@@ -204,40 +222,37 @@ impl<S: Stored> Body for Task<'_, S> {
 }
 
 impl<S: Stored> Task<'_, S> {
-    /// Positions `tile..end` from the cache: keys turned to `[head_dim, 64]`, values to panels of 64 elements.
+    /// The first `len` positions of a tile from the cache: keys turned to `[head_dim, 64]`, values to panels of 64
+    /// elements. Asks for the next tile's lines meanwhile: a head is a short piece of a slot, which the processor
+    /// does not foresee.
     ///
     /// # Safety
     /// As the methods of [`Lanes`].
     #[inline(always)]
-    unsafe fn load_tile<L: Lanes>(&mut self, tile: usize, end: usize) {
+    unsafe fn load_tile<L: Lanes>(&mut self, len: usize, starts: &[usize; TILE], next: &[usize; TILE]) {
         let head_dim = self.keys.head_dim;
-        let mut first = tile;
-        while first < end {
-            let mut starts = [0; LANES];
-            for i in 0..LANES {
-                // Beyond the end the last key is read again: its lanes are masked.
-                starts[i] = self.keys.start((first + i).min(end - 1));
-            }
+        let Scratch { keys, values, .. } = &mut *self.scratch;
+        assert!(keys.len() >= head_dim * TILE && values.len() >= head_dim.next_multiple_of(PANEL) * TILE);
+        let mut first = 0;
+        while first < len.min(TILE) {
             let mut at = 0;
             while at < head_dim {
                 let count = (head_dim - at).min(LANES);
-                // SAFETY: `at + count` stays inside the heads that `starts` names, which slicing checks.
+                // SAFETY: `at + count` stays inside the heads, which slicing checks; `first + 16` inside the tile.
                 unsafe {
                     let mut rows = [L::splat(0.0); LANES];
                     for i in 0..LANES {
-                        let key = &self.keys.k[starts[i] + at..starts[i] + at + count];
-                        rows[i] = S::load_part(key.as_ptr(), count);
+                        let start = starts[first + i] + at;
+                        rows[i] = S::load_part(self.keys.k[start..start + count].as_ptr(), count);
+                        let value: L = S::load_part(self.keys.v[start..start + count].as_ptr(), count);
+                        let to = at / PANEL * PANEL * TILE + (first + i) * PANEL + at % PANEL;
+                        value.store(values.as_mut_ptr().add(to));
+                        L::prefetch(self.keys.k.as_ptr().wrapping_add(next[first + i] + at));
+                        L::prefetch(self.keys.v.as_ptr().wrapping_add(next[first + i] + at));
                     }
                     L::transpose(&mut rows);
                     for i in 0..count {
-                        let to = (at + i) * TILE + first - tile;
-                        rows[i].store(self.scratch.keys[to..to + LANES].as_mut_ptr());
-                    }
-                    for i in 0..LANES {
-                        let value = &self.keys.v[starts[i] + at..starts[i] + at + count];
-                        let to = at / PANEL * PANEL * TILE + (first - tile + i) * PANEL + at % PANEL;
-                        let lanes: L = S::load_part(value.as_ptr(), count);
-                        lanes.store(self.scratch.values[to..to + LANES].as_mut_ptr());
+                        rows[i].store(keys.as_mut_ptr().add((at + i) * TILE + first));
                     }
                 }
                 at += LANES;

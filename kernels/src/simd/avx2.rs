@@ -126,6 +126,10 @@ impl Lanes for Avx2 {
         }
     }
     #[inline(always)]
+    unsafe fn prefetch<T>(at: *const T) {
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+    }
+    #[inline(always)]
     unsafe fn add(self, other: Self) -> Self {
         unsafe { Avx2(_mm256_add_ps(self.0, other.0), _mm256_add_ps(self.1, other.1)) }
     }

@@ -61,6 +61,10 @@ pub(crate) trait Lanes: Copy {
     /// `self` in lanes `from..to`, `other` elsewhere.
     unsafe fn keep(self, from: usize, to: usize, other: Self) -> Self;
 
+    /// Asks for the cache line at an address, which need not be valid.
+    #[inline(always)]
+    unsafe fn prefetch<T>(_at: *const T) {}
+
     /// The first `count <= 16` elements, zero elsewhere.
     #[inline(always)]
     unsafe fn load_part(from: *const f32, count: usize) -> Self {
