@@ -1,1 +1,42 @@
-//! placeholder
+//! The wire: what clients send becomes engine requests, and the engine's events become what clients read.
+//!
+//! The only crate that knows JSON. It knows no HTTP either: an [`ApiError`] names a status code, a body is bytes.
+//! A request is read by [`accept`]; the [`Reply`] it gives turns the events of its requests into the body or the
+//! chunks of the answer.
+
+#![forbid(unsafe_code)]
+
+mod accept;
+#[cfg(test)]
+mod accept_tests;
+mod body;
+mod chat;
+mod chat_reply;
+mod completion_reply;
+mod completions;
+mod error;
+#[cfg(test)]
+mod fixtures;
+mod generate;
+mod generate_reply;
+mod head;
+mod logprobs;
+mod models;
+mod output;
+mod prompt;
+#[cfg(test)]
+mod reply_tests;
+mod rows;
+mod sampling;
+mod stream_options;
+mod tokenize;
+mod unsupported;
+mod usage;
+
+pub use accept::{Accepted, Dialect, Reply, RequestContext, accept};
+pub use error::ApiError;
+pub use models::{model_card, model_list, version};
+pub use output::{ChoiceOutput, RequestOutput};
+pub use rows::RowsFormat;
+pub use sampling::DefaultSampling;
+pub use tokenize::{detokenize, tokenize};

@@ -1,0 +1,172 @@
+//! From a body to engine requests, and back from events to an answer.
+
+use std::sync::Arc;
+
+use moetrail_engine::{EngineInfo, Event, GenerateRequest, SamplingParams, SubmitError};
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::body::read;
+use crate::error::ApiError;
+use crate::output::RequestOutput;
+use crate::rows::{RowsAsk, RowsFormat};
+use crate::sampling::DefaultSampling;
+use crate::{chat, completions, generate};
+
+/// The shape of a generation request and of its answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dialect {
+    /// `/v1/completions`.
+    Completions,
+    /// `/v1/chat/completions`.
+    Chat,
+    /// `/inference/v1/generate`.
+    Generate,
+}
+
+/// What the server knows about a request besides its body.
+#[derive(Clone, Copy)]
+pub struct RequestContext<'a> {
+    /// What is served.
+    pub info: &'a EngineInfo,
+    /// Sampling where the request is silent.
+    pub defaults: &'a DefaultSampling,
+    /// `--routed-experts-format`; `None` leaves each endpoint its own default.
+    pub rows_format: Option<RowsFormat>,
+    /// The client's `X-Request-Id`, which wins over a `request_id` in the body.
+    pub header_id: Option<&'a str>,
+    /// A text that no other request has, also where clients repeat their ids.
+    pub unique: &'a str,
+    /// Unix time in seconds.
+    pub created: u64,
+}
+
+/// A request that may be submitted.
+pub struct Accepted {
+    /// One per prompt.
+    pub requests: Vec<GenerateRequest>,
+    /// Whether the client wants server-sent events.
+    pub stream: bool,
+    /// Writes the answer.
+    pub reply: Box<dyn Reply>,
+}
+
+/// Writes the answer to one accepted request, in one piece or in chunks.
+pub trait Reply: Send {
+    /// The body, from the outputs of all prompts.
+    fn body(&mut self, outputs: Vec<RequestOutput>) -> Vec<u8>;
+
+    /// The chunks that an event of prompt number `prompt` gives; a failure gives none and ends the stream.
+    fn chunks(&mut self, prompt: usize, event: Event) -> Vec<Vec<u8>>;
+
+    /// The chunks after the last event.
+    fn closing_chunks(&mut self) -> Vec<Vec<u8>>;
+}
+
+/// Reads and checks a request.
+///
+/// # Errors
+/// A 400 naming the parameter and the offending value, or a 404 for an unknown model.
+pub fn accept(dialect: Dialect, body: &[u8], context: &RequestContext<'_>) -> Result<Accepted, ApiError> {
+    match dialect {
+        Dialect::Completions => completions::accept(body, context),
+        Dialect::Chat => chat::accept(body, context),
+        Dialect::Generate => generate::accept(body, context),
+    }
+}
+
+/// The top-level fields that all dialects share.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct CommonFields {
+    model: Option<String>,
+    request_id: Option<String>,
+    cache_salt: Option<String>,
+    priority: Option<i64>,
+    pub(crate) kv_transfer_params: Option<Value>,
+    pub(crate) return_token_ids: Option<bool>,
+    pub(crate) return_tokens_as_token_ids: Option<bool>,
+}
+
+/// The common fields, checked.
+pub(crate) struct Common {
+    pub(crate) fields: CommonFields,
+    /// Id of the answer.
+    pub(crate) id: String,
+    /// The model's name as the client calls it.
+    pub(crate) model: String,
+    unique: String,
+    priority: i32,
+}
+
+impl Common {
+    /// Reads the common fields; `prefix` begins the id of the answer, as in `cmpl-…`.
+    pub(crate) fn read(body: &[u8], context: &RequestContext<'_>, prefix: &str) -> Result<Self, ApiError> {
+        let fields: CommonFields = read(body)?;
+        let model = check_model(fields.model.as_deref(), context.info)?;
+        if let Some(salt) = &fields.cache_salt {
+            let length = salt.chars().count();
+            if !(1..=1024).contains(&length) {
+                let message = format!("cache_salt must have 1 to 1024 characters; it has {length}");
+                return Err(ApiError::invalid("cache_salt", message));
+            }
+        }
+        let given = context.header_id.or(fields.request_id.as_deref()).filter(|id| !id.is_empty());
+        let id = format!("{prefix}{}", given.unwrap_or(context.unique));
+        // Only the order matters, and nobody needs four thousand million ranks.
+        let priority = fields.priority.unwrap_or(0).clamp(i32::MIN.into(), i32::MAX.into()) as i32;
+        Ok(Self { id, model, unique: context.unique.to_owned(), priority, fields })
+    }
+
+    /// Builds the request of prompt number `index` and checks it; `spell` gives the client's name of a parameter.
+    pub(crate) fn request(
+        &self,
+        index: usize,
+        prompt: Arc<[u32]>,
+        sampling: SamplingParams,
+        rows: &RowsAsk,
+        info: &EngineInfo,
+        spell: impl Fn(&str) -> String,
+    ) -> Result<GenerateRequest, ApiError> {
+        let mut request = GenerateRequest {
+            request_id: format!("{}-{}-{index}", self.id, self.unique),
+            prompt,
+            sampling,
+            priority: self.priority,
+            cache_salt: self.fields.cache_salt.clone(),
+            routed_experts_start: None,
+        };
+        info.check(&request).map_err(|error| match error {
+            SubmitError::Invalid { param, message } => ApiError::invalid(spell(param), message),
+            other => other.into(),
+        })?;
+        let (min, max) = (request.sampling.min_tokens, request.sampling.max_tokens);
+        if min > max {
+            return Err(ApiError::invalid(spell("min_tokens"), format!("min_tokens is {min}, max_tokens is {max}")));
+        }
+        request.routed_experts_start = rows.start_for(request.prompt.len(), info)?;
+        Ok(request)
+    }
+}
+
+/// The model's name as the client calls it.
+pub(crate) fn check_model(asked: Option<&str>, info: &EngineInfo) -> Result<String, ApiError> {
+    match asked {
+        None => Ok(info.model_name.clone()),
+        Some(name) if name == info.model_name || info.model_aliases.iter().any(|alias| alias == name) => {
+            Ok(name.to_owned())
+        }
+        Some(name) => Err(ApiError {
+            status: 404,
+            message: format!("the model {name:?} does not exist; this server has {:?}", info.model_name),
+            param: Some("model".into()),
+        }),
+    }
+}
+
+/// Tokens that fit behind a prompt: the model's length and the pool's, whichever is less.
+pub(crate) fn room(info: &EngineInfo, prompt_len: usize) -> usize {
+    // The last sampled token is never forwarded, so it needs no slot.
+    let pool = (info.num_blocks * info.block_size).saturating_add(1);
+    info.max_model_len.min(pool).saturating_sub(prompt_len)
+}

@@ -1,0 +1,93 @@
+//! `/inference/v1/generate`: tokens in, tokens out.
+
+use serde::Deserialize;
+
+use crate::accept::{Accepted, Common, RequestContext, room};
+use crate::body::{Object, read};
+use crate::error::ApiError;
+use crate::generate_reply::{GenerateReply, OutputMode};
+use crate::head::Head;
+use crate::rows::{NestedStart, RowsFields, RowsFormat};
+use crate::sampling::{DefaultSampling, Range, SamplingFields};
+use crate::stream_options::StreamFields;
+use crate::unsupported::{UnsupportedGenerate, UnsupportedSampling};
+
+/// Begins the names of the nested settings.
+const PREFIX: &str = "sampling_params.";
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+struct GenerateFields {
+    token_ids: Option<Vec<u32>>,
+    output_mode: Option<String>,
+    sampling_params: Option<Object<SamplingFields>>,
+}
+
+/// What else is read out of `sampling_params`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+struct Nested<T> {
+    sampling_params: Option<Object<T>>,
+}
+
+/// The settings that only this dialect has in `sampling_params`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+struct NestedLogprobs {
+    logprobs: Option<i64>,
+}
+
+fn nested<T: serde::de::DeserializeOwned + Default>(body: &[u8]) -> Result<T, ApiError> {
+    Ok(read::<Nested<T>>(body)?.sampling_params.unwrap_or_default().0)
+}
+
+pub(crate) fn accept(body: &[u8], context: &RequestContext<'_>) -> Result<Accepted, ApiError> {
+    let info = context.info;
+    let fields: GenerateFields = read(body)?;
+    let common = Common::read(body, context, "generate-tokens-")?;
+    read::<UnsupportedGenerate>(body)?.check("")?;
+    nested::<UnsupportedSampling>(body)?.check(PREFIX)?;
+    let streaming = read::<StreamFields>(body)?.resolve()?;
+    let mode = fields.output_mode.as_deref().map_or(Ok(OutputMode::Tokens), OutputMode::parse)?;
+    if mode == OutputMode::Text && info.tokenizer.is_none() {
+        let message = "output_mode \"text\" needs a tokenizer, and the checkpoint has none";
+        return Err(ApiError::invalid("output_mode", message));
+    }
+    let format = context.rows_format.unwrap_or(RowsFormat::Object);
+    let rows = read::<RowsFields>(body)?.resolve(nested::<NestedStart>(body)?, format)?;
+
+    let settings = fields.sampling_params.unwrap_or_default().0;
+    // As in vLLM, the checkpoint's sampling defaults do not reach this endpoint: who trains on the tokens needs
+    // them drawn from the distribution that the request describes, and from no other.
+    let mut sampling = settings.resolve(PREFIX, &DefaultSampling::default())?;
+    let range = Range { prefix: PREFIX };
+    sampling.logprobs = range.count("logprobs", nested::<NestedLogprobs>(body)?.logprobs, 0)?;
+    sampling.detokenize = mode == OutputMode::Text && settings.detokenize.unwrap_or(true);
+    let prompt = fields.token_ids.ok_or_else(|| ApiError::invalid("token_ids", "token_ids is missing"))?;
+    let max_tokens = range.count("max_tokens", settings.max_tokens, 0)?;
+    sampling.max_tokens = max_tokens.unwrap_or_else(|| room(info, prompt.len()));
+
+    let n = sampling.n;
+    let with_logprobs = sampling.logprobs.is_some();
+    let spell = |param: &str| match param {
+        "prompt" => "token_ids".to_owned(),
+        param => format!("{PREFIX}{param}"),
+    };
+    let request = common.request(0, prompt.into(), sampling, &rows, info, spell)?;
+    let head = Head {
+        id: common.id,
+        created: context.created,
+        model: common.model,
+        tokenizer: info.tokenizer.clone(),
+        streaming,
+        rows_format: rows.format,
+        prompts: vec![request.prompt.clone()],
+        n,
+        with_logprobs,
+        return_token_ids: common.fields.return_token_ids.unwrap_or(false),
+        tokens_as_ids: true,
+        kv_transfer_params: common.fields.kv_transfer_params,
+    };
+    let reply = Box::new(GenerateReply::new(head, mode));
+    Ok(Accepted { requests: vec![request], stream: streaming.enabled, reply })
+}
