@@ -47,6 +47,7 @@ impl Decoder {
         for index in 0..config.num_hidden_layers {
             let names = (family.layer)(&config, loader.shards(), decoder, index);
             layers.push(Layer::load(&mut loader, &config, &names, &mut bytes)?);
+            loader.end_layer();
         }
         let norm = Norm::load(&mut loader, &config, &format!("{decoder}norm.weight"))?;
         let head = match tied {

@@ -124,6 +124,11 @@ impl<'a> Loader<'a> {
         tensor.stored.release(range);
     }
 
+    /// Ends a layer: the system maps pages around each that is read, also of tensors that are done with.
+    pub(crate) fn end_layer(&self) {
+        self.shards.release();
+    }
+
     /// Marks a tensor as known although nothing of it is packed.
     pub(crate) fn skip(&mut self, name: &str) {
         self.used.insert(name.to_owned());
@@ -132,6 +137,7 @@ impl<'a> Loader<'a> {
     /// Ends the bar and names the tensors that nothing asked for.
     pub(crate) fn finish(self, packed_bytes: usize) {
         self.progress.finish_and_clear();
+        self.shards.release();
         let seconds = self.began.elapsed().as_secs_f64();
         tracing::info!(
             folder = %self.shards.folder().display(),

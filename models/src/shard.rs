@@ -57,19 +57,25 @@ impl Shard {
 
     /// Lets the system take back the pages under a range of a tensor's bytes; they come back from the file if read again.
     pub(crate) fn release(&self, info: &TensorInfo, range: Range<usize>) {
-        #[cfg(unix)]
-        {
-            let offset = self.start + info.data_offsets.0 + range.start;
-            // SAFETY: the mapping is read-only and backed by the file, so a dropped page reads back with the same bytes.
-            let advised =
-                unsafe { self.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, offset, range.len()) };
-            if let Err(error) = advised {
-                tracing::debug!(path = %self.path.display(), %error, "madvise refused");
-            }
-        }
-        #[cfg(not(unix))]
-        let _ = (info, range);
+        self.release_bytes(self.start + info.data_offsets.0 + range.start, range.len());
     }
+
+    /// Lets the system take back the pages of the whole file.
+    pub(crate) fn release_all(&self) {
+        self.release_bytes(0, self.map.len());
+    }
+
+    #[cfg(unix)]
+    fn release_bytes(&self, offset: usize, len: usize) {
+        let advice = memmap2::UncheckedAdvice::DontNeed;
+        // SAFETY: the mapping is read-only and backed by the file, so a dropped page reads back with the same bytes.
+        if let Err(error) = unsafe { self.map.unchecked_advise_range(advice, offset, len) } {
+            tracing::debug!(path = %self.path.display(), %error, "madvise refused");
+        }
+    }
+
+    #[cfg(not(unix))]
+    fn release_bytes(&self, _: usize, _: usize) {}
 }
 
 /// Says what is wrong in terms of lengths where the header itself can be read.

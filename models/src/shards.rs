@@ -92,6 +92,11 @@ impl Shards {
         &self.folder
     }
 
+    /// Gives the pages of all files back to the system.
+    pub(crate) fn release(&self) {
+        self.files.iter().for_each(Shard::release_all);
+    }
+
     pub(crate) fn contains(&self, name: &str) -> bool {
         self.tensors.contains_key(name)
     }

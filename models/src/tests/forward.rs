@@ -135,6 +135,11 @@ fn steps_that_do_not_fit_are_refused() {
         let error = decoder.forward(&input, &mut kv, None).unwrap_err().to_string();
         assert!(error.contains(expected), "{error}");
     }
+    // What a table of blocks can get wrong is the kernels' to refuse.
+    for table in [&[0u32][..0], &[2], &[u32::MAX]] {
+        let seqs = [SeqSpan { rows: 0..2, first_position: 0, block_table: table }];
+        decoder.forward(&StepInput { seqs: &seqs, ..good }, &mut kv, None).unwrap_err();
+    }
     let mut ring = vec![0u8; 8 * 6 - 1];
     let error = decoder.forward(&good, &mut kv, Some(RingCells::U8(&mut ring))).unwrap_err().to_string();
     assert!(error.contains("ring: expected 8 slots of 6 cells, found 47 cells"), "{error}");

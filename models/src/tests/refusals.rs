@@ -171,6 +171,62 @@ fn sizes_beyond_the_files_are_refused_before_memory_is_taken() {
 }
 
 #[test]
+fn no_value_of_any_key_panics() {
+    let values = [
+        json!(null),
+        json!(-1),
+        json!(0),
+        json!(1),
+        json!(3),
+        json!(1e308),
+        json!(u64::MAX),
+        json!("x"),
+        json!([]),
+        json!([1, 2]),
+        json!({ "rope_type": "yarn", "factor": 1e300, "original_max_position_embeddings": 1, "beta_fast": 1e-300 }),
+        json!({ "rope_type": "llama3", "factor": 1e-300, "low_freq_factor": 1e-300, "high_freq_factor": 1e300 }),
+        json!({ "rope_type": "linear", "factor": 1e300 }),
+        json!(true),
+    ];
+    let folder = folder();
+    for family in ["qwen3_moe", "olmoe", "mixtral"] {
+        let synthetic = Synthetic::new(family);
+        synthetic.write(folder.path(), Layout::EachExpert);
+        let config: serde_json::Value = serde_json::from_str(&synthetic.config_json()).unwrap();
+        let others = ["rope_scaling", "sliding_window", "clip_qkv", "attention_bias", "dtype", "partial_rotary_factor"];
+        let keys = config.as_object().unwrap().keys().map(String::as_str).chain(others);
+        let mut loaded = 0;
+        for key in keys {
+            for value in &values {
+                synthetic.clone().set(key, value.clone()).write_config(folder.path());
+                let open = Checkpoint::open_folder(folder.path(), "test").map(|open| open.with_max_positions(64));
+                loaded += usize::from(open.and_then(|open| open.load(DtypeChoice::Auto, false)).is_ok());
+            }
+        }
+        assert!(loaded > 30, "only {loaded} harmless changes loaded");
+    }
+}
+
+#[test]
+fn no_byte_of_a_header_panics() {
+    let folder = folder();
+    Synthetic::new("olmoe").write(folder.path(), Layout::EachExpert);
+    let path = folder.path().join("model.safetensors");
+    let good = std::fs::read(&path).unwrap();
+    let header = 8 + u64::from_le_bytes(good[..8].try_into().unwrap()) as usize;
+    for step in 0..400usize {
+        let mut bytes = good.clone();
+        let at = (step * 7919) % header;
+        bytes[at] ^= 1 << (step % 8);
+        std::fs::write(&path, bytes).unwrap();
+        // A flipped bit may leave the header valid (in an unused name, say); it must not panic.
+        if let Ok(open) = Checkpoint::open_folder(folder.path(), "test") {
+            open.load(DtypeChoice::Auto, false).ok();
+        }
+    }
+}
+
+#[test]
 fn no_checkpoint_at_all() {
     let folder = folder();
     check(folder.path(), &["config.json", "found none"]);
