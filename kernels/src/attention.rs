@@ -103,10 +103,9 @@ fn check(
     out: &[f32],
 ) -> std::result::Result<(), KernelError> {
     shape.check(OP, kv)?;
-    check_index(OP, "block size", block_size.wrapping_sub(1), usize::MAX)?;
+    check_shape(OP, "block size", &[block_size], &[kv.block_size])?;
     check_shape(OP, "out", &[out.len()], &[q.len()])?;
     let n = q.len() / shape.q_width().max(1);
-    let num_blocks = kv.num_slots / block_size;
     // Rows are written in parallel, so a row belongs to one sequence: spans come in ascending order.
     let mut next_row = 0;
     for seq in seqs {
@@ -119,7 +118,7 @@ fn check(
         let end = seq.first_position as usize + seq.rows.len();
         check_index(OP, "last block", (end - 1) / block_size, seq.block_table.len())?;
         for &block in &seq.block_table[..end.div_ceil(block_size)] {
-            check_index(OP, "block", block as usize, num_blocks)?;
+            check_index(OP, "block", block as usize, kv.num_blocks)?;
         }
     }
     Ok(())

@@ -26,6 +26,8 @@ const TILE: usize = PANEL;
 /// Queries (rows times heads of a group) of a task, about: their sums stay in the cache beside a tile of keys.
 const TASK_QUERIES: usize = 96;
 
+const CACHE_LINE: usize = 64;
+
 thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::new(Scratch::default());
 }
@@ -78,8 +80,8 @@ fn by_tasks<S: Stored>(
                     v: elements(kv.v),
                     block_table: seq.block_table,
                     block_size,
-                    stride: kv.width(),
-                    offset: kv_head * shape.head_dim,
+                    kv_heads: shape.kv_heads,
+                    head: kv_head,
                     head_dim: shape.head_dim,
                 },
                 first_head: kv_head * shape.group(),
@@ -131,10 +133,8 @@ struct Keys<'a, T: Plain> {
     v: &'a [T],
     block_table: &'a [u32],
     block_size: usize,
-    /// Elements of a slot.
-    stride: usize,
-    /// Where the head lies in a slot.
-    offset: usize,
+    kv_heads: usize,
+    head: usize,
     head_dim: usize,
 }
 
@@ -157,7 +157,7 @@ impl<T: Plain> Keys<'_, T> {
                 // A tile that is not there: nothing of it is read.
                 break;
             }
-            *start = (block * self.block_size + offset) * self.stride + self.offset;
+            *start = ((block * self.kv_heads + self.head) * self.block_size + offset) * self.head_dim;
         }
         starts
     }
@@ -223,8 +223,7 @@ impl<S: Stored> Body for Task<'_, S> {
 
 impl<S: Stored> Task<'_, S> {
     /// The first `len` positions of a tile from the cache: keys turned to `[head_dim, 64]`, values to panels of 64
-    /// elements. Asks for the next tile's lines meanwhile: a head is a short piece of a slot, which the processor
-    /// does not foresee.
+    /// elements. Asks for the next tile's lines meanwhile: the processor does not foresee the next block.
     ///
     /// # Safety
     /// As the methods of [`Lanes`].
@@ -247,8 +246,10 @@ impl<S: Stored> Task<'_, S> {
                         let value: L = S::load_part(self.keys.v[start..start + count].as_ptr(), count);
                         let to = at / PANEL * PANEL * TILE + (first + i) * PANEL + at % PANEL;
                         value.store(values.as_mut_ptr().add(to));
-                        L::prefetch(self.keys.k.as_ptr().wrapping_add(next[first + i] + at));
-                        L::prefetch(self.keys.v.as_ptr().wrapping_add(next[first + i] + at));
+                        if at * size_of::<S::Bits>() % CACHE_LINE == 0 {
+                            L::prefetch(self.keys.k.as_ptr().wrapping_add(next[first + i] + at));
+                            L::prefetch(self.keys.v.as_ptr().wrapping_add(next[first + i] + at));
+                        }
                     }
                     L::transpose(&mut rows);
                     for i in 0..count {

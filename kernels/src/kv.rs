@@ -1,8 +1,10 @@
 use crate::buffer::Buffer;
 use crate::weights::WeightDtype;
 
-/// The paged KV cache: per layer one K and one V buffer `[num_slots, kv_heads, head_dim]`, where slot
+/// The paged KV cache: per layer one K and one V buffer `[num_blocks, kv_heads, block_size, head_dim]`, where slot
 /// `block * block_size + offset` holds one token.
+///
+/// Heads come before offsets so that attention, which walks one head at a time, reads whole stretches of a block.
 ///
 /// Addresses never change. Memory is zeroed lazily: a block that was never written costs nothing.
 pub struct KvPool {
@@ -119,7 +121,8 @@ impl KvPool {
         LayerKv {
             k: layer.k.bytes_mut(),
             v: layer.v.bytes_mut(),
-            num_slots: self.shape.num_blocks * self.shape.block_size,
+            num_blocks: self.shape.num_blocks,
+            block_size: self.shape.block_size,
             kv_heads: self.shape.kv_heads,
             head_dim: self.shape.head_dim,
             dtype: self.shape.dtype,
@@ -143,20 +146,32 @@ impl KvShape {
     }
 }
 
-/// K and V of one layer, `[num_slots, kv_heads, head_dim]` each.
+/// K and V of one layer, `[num_blocks, kv_heads, block_size, head_dim]` each.
 pub struct LayerKv<'a> {
     pub(crate) k: &'a mut [u8],
     pub(crate) v: &'a mut [u8],
-    pub(crate) num_slots: usize,
+    pub(crate) num_blocks: usize,
+    pub(crate) block_size: usize,
     pub(crate) kv_heads: usize,
     pub(crate) head_dim: usize,
     pub(crate) dtype: WeightDtype,
 }
 
 impl LayerKv<'_> {
-    /// Elements of one slot.
+    /// Elements of one slot, all heads.
     pub(crate) fn width(&self) -> usize {
         self.kv_heads * self.head_dim
+    }
+
+    /// Slots of the cache.
+    pub(crate) fn num_slots(&self) -> usize {
+        self.num_blocks * self.block_size
+    }
+
+    /// Where a head of a slot starts.
+    pub(crate) fn start(&self, slot: usize, head: usize) -> usize {
+        let (block, offset) = (slot / self.block_size, slot % self.block_size);
+        ((block * self.kv_heads + head) * self.block_size + offset) * self.head_dim
     }
 }
 

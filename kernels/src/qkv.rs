@@ -88,6 +88,8 @@ impl QkvCall<'_> {
 
     fn by_rows<S: Stored>(&self, form: Form, qkv: &[f32], q: &mut [f32], kv: LayerKv<'_>) {
         let (q_width, kv_width) = (self.shape.q_width(), kv.width());
+        let head_stride = kv.block_size * kv.head_dim;
+        let starts: Vec<usize> = self.slots.iter().map(|&slot| kv.start(slot as usize, 0)).collect();
         let n = self.slots.len();
         let rows = TASK_ELEMENTS.div_ceil(q_width + 2 * kv_width);
         let q = Shared::new(q);
@@ -95,7 +97,6 @@ impl QkvCall<'_> {
         pool::run(n.div_ceil(rows), &|task| {
             let mut turned = vec![0.0; kv_width];
             for row in task * rows..n.min((task + 1) * rows) {
-                let slot = self.slots[row] as usize;
                 let body = Row::<S> {
                     call: self,
                     row: &qkv[row * (q_width + 2 * kv_width)..][..q_width + 2 * kv_width],
@@ -103,10 +104,10 @@ impl QkvCall<'_> {
                     // SAFETY: rows are distinct, and this one lies inside the output.
                     q: unsafe { q.slice(row * q_width, q_width) },
                     turned: &mut turned,
-                    // SAFETY: slots were checked to be distinct and inside the cache.
-                    k: unsafe { k.slice(slot * kv_width, kv_width) },
-                    // SAFETY: as above.
-                    v: unsafe { v.slice(slot * kv_width, kv_width) },
+                    k,
+                    v,
+                    start: starts[row],
+                    head_stride,
                 };
                 dispatch(form, body);
             }
@@ -125,7 +126,7 @@ impl QkvCall<'_> {
         check_index(OP, "rotary width", self.rope.rotary_dim(), self.shape.head_dim + 1)?;
         for (&position, &slot) in self.positions.iter().zip(self.slots) {
             check_index(OP, "position", position as usize, self.rope.max_positions())?;
-            check_index(OP, "slot", slot as usize, kv.num_slots)?;
+            check_index(OP, "slot", slot as usize, kv.num_slots())?;
         }
         check_distinct(OP, self.slots)
     }
@@ -153,8 +154,12 @@ struct Row<'a, S: Stored> {
     q: &'a mut [f32],
     /// The keys before they are rounded.
     turned: &'a mut [f32],
-    k: &'a mut [S::Bits],
-    v: &'a mut [S::Bits],
+    /// The whole cache of the layer, of which this row's slot is written.
+    k: Shared<S::Bits>,
+    v: Shared<S::Bits>,
+    /// Where head 0 of the slot lies, and how far the next head is.
+    start: usize,
+    head_stride: usize,
 }
 
 impl<S: Stored> Body for Row<'_, S> {
@@ -165,7 +170,7 @@ impl<S: Stored> Body for Row<'_, S> {
         let (shape, norm) = (self.call.shape, self.call.norm);
         let (cos, sin) = self.call.rope.at(self.position);
         let (q, rest) = self.row.split_at(self.q.len());
-        let (k, v) = rest.split_at(self.k.len());
+        let (k, v) = rest.split_at(self.turned.len());
         // SAFETY: each part has the length of the slice it is written to; the norm's weights were checked.
         unsafe {
             let eps = norm.map_or(0.0, |norm| norm.eps);
@@ -175,8 +180,13 @@ impl<S: Stored> Body for Row<'_, S> {
             let k_weight = norm.map(|norm| &*norm.k_weight);
             self.turned.copy_from_slice(k);
             prepare::<L>(self.turned, shape, k_weight, eps, cos, sin);
-            store::<L, S>(self.turned, None, self.k);
-            store::<L, S>(v, shape.clip_qkv, self.v);
+            let width = shape.head_dim;
+            for head in 0..shape.kv_heads {
+                let (from, to) = (head * width, self.start + head * self.head_stride);
+                // Slots were checked to be distinct and inside the cache: this row alone writes here.
+                store::<L, S>(&self.turned[from..from + width], None, self.k.slice(to, width));
+                store::<L, S>(&v[from..from + width], shape.clip_qkv, self.v.slice(to, width));
+            }
         }
     }
 }

@@ -25,16 +25,17 @@ pub fn attention(
             for head in 0..shape.heads {
                 let at = row * shape.q_width() + head * head_dim;
                 let kv_head = head / shape.group();
-                let start = |slot: usize| (slot * shape.kv_heads + kv_head) * head_dim;
                 let query = &q[at..][..head_dim];
-                let score = |&slot: &usize| dot(query, &head_of(kv.k, kv.dtype, start(slot), head_dim)) * shape.scale;
+                let score = |&slot: &usize| {
+                    dot(query, &head_of(kv.k, kv.dtype, kv.start(slot, kv_head), head_dim)) * shape.scale
+                };
                 let scores: Vec<f32> = slots.iter().map(score).collect();
                 let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
                 let weights: Vec<f32> = scores.iter().map(|score| (score - max).exp()).collect();
                 let sum: f32 = weights.iter().sum();
                 let out = &mut out[at..][..head_dim];
                 for (&slot, weight) in slots.iter().zip(weights) {
-                    let value = head_of(kv.v, kv.dtype, start(slot), head_dim);
+                    let value = head_of(kv.v, kv.dtype, kv.start(slot, kv_head), head_dim);
                     out.iter_mut().zip(value).for_each(|(out, value)| *out += weight / sum * value);
                 }
             }
