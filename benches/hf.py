@@ -1,0 +1,110 @@
+"""transformers on the CPU: the measures of `moetrail bench`, with its prompts, as one JSON object.
+
+The model's forward is called directly, without `generate` and its bookkeeping. Of the ways in which transformers computes
+experts, a short trial picks the fastest for each measure.
+"""
+import argparse
+import json
+import statistics
+import time
+
+import torch
+import transformers
+from transformers import AutoModelForCausalLM
+
+DECODE_PROMPT = 32  # as in `moetrail bench`
+TRIAL_STEPS = 4
+ENOUGH_SECONDS = 30  # after these, a measure is not repeated: on a busy machine the peer's threads wait for each other very long
+
+
+def prompt(length, salt, vocab):
+    return [(i * 7919 + salt * 104_729) % vocab for i in range(length)]
+
+
+class Peer:
+    def __init__(self, folder, dtype, threads):
+        torch.set_num_threads(threads)
+        transformers.logging.set_verbosity_error()
+        transformers.utils.logging.disable_progress_bar()
+        began = time.perf_counter()
+        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+        self.load_seconds = time.perf_counter() - began
+        self.config = self.model.config
+
+    def forward(self, ids, past=None, **more):
+        return self.model(input_ids=ids, past_key_values=past, use_cache=True, logits_to_keep=1, **more)
+
+    def prefill(self, length, salt):
+        """Seconds to the first token of one prompt."""
+        ids = torch.tensor([prompt(length, salt, self.config.vocab_size)])
+        began = time.perf_counter()
+        self.forward(ids).logits[:, -1:].argmax(-1).tolist()
+        return time.perf_counter() - began
+
+    def start(self, batch, salt):
+        ids = torch.tensor([prompt(DECODE_PROMPT, salt * 1000 + i, self.config.vocab_size) for i in range(batch)])
+        out = self.forward(ids)
+        return out.logits[:, -1:].argmax(-1), out.past_key_values
+
+    def decode(self, batch, steps, salt):
+        """Seconds of `steps` greedy steps of `batch` sequences."""
+        ids, past = self.start(batch, salt)
+        began = time.perf_counter()
+        for _ in range(steps):
+            ids = self.forward(ids, past).logits[:, -1:].argmax(-1)
+        ids.tolist()
+        return time.perf_counter() - began
+
+    def distinct(self, batch, steps=4):
+        """Mean number of experts that a layer uses in a decode step; not timed."""
+        ids, past = self.start(batch, 0)
+        counts = []
+        for _ in range(steps):
+            out = self.forward(ids, past, output_router_logits=True)
+            ids = out.logits[:, -1:].argmax(-1)
+            counts += [logits.topk(self.config.num_experts_per_tok).indices.unique().numel() for logits in out.router_logits]
+        return statistics.mean(counts)
+
+
+def measure(peer, implementations, trial, run, tokens, reps):
+    """Tokens per second of `reps` runs with the implementation that the trial found fastest."""
+    trials = {}
+    for name in implementations:
+        peer.model.set_experts_implementation(name)
+        trial()
+        trials[name] = trial()
+    fastest = min(trials, key=trials.get)
+    peer.model.set_experts_implementation(fastest)
+    seconds = []
+    while len(seconds) < reps and sum(seconds) < ENOUGH_SECONDS:
+        seconds.append(run(len(seconds) + 1))
+    return dict(experts=fastest, trial_seconds=trials, tokens_per_second=[tokens / each for each in seconds])
+
+
+def main():
+    ap = argparse.ArgumentParser(description=__doc__)
+    ap.add_argument("checkpoint")
+    ap.add_argument("--prompt-len", type=int, default=512)
+    ap.add_argument("--batch", type=lambda text: [int(word) for word in text.split(",")], default=[1, 8])
+    ap.add_argument("--gen-len", type=int, default=65)
+    ap.add_argument("--reps", type=int, default=3)
+    ap.add_argument("--threads", type=int, default=2)
+    ap.add_argument("--dtype", default="bfloat16")
+    ap.add_argument("--experts", type=lambda text: text.split(","), default=["eager", "grouped_mm"])
+    a = ap.parse_args()
+    peer = Peer(a.checkpoint, getattr(torch, a.dtype), a.threads)
+    results, steps = [], a.gen_len - 1
+    with torch.inference_mode():
+        run = lambda rep: peer.prefill(a.prompt_len, rep)
+        found = measure(peer, a.experts, lambda: run(0), run, a.prompt_len, a.reps)
+        results.append(dict(measure="prefill", tokens=a.prompt_len, **found))
+        for batch in a.batch:
+            trial = lambda: peer.decode(batch, min(TRIAL_STEPS, steps), 0)
+            found = measure(peer, a.experts, trial, lambda rep: peer.decode(batch, steps, rep), batch * steps, a.reps)
+            results.append(dict(measure="decode", batch=batch, tokens=a.gen_len, distinct_experts=peer.distinct(batch), **found))
+    print(json.dumps(dict(threads=torch.get_num_threads(), load_seconds=peer.load_seconds, torch=torch.__version__,
+                          transformers=transformers.__version__, results=results)))
+
+
+if __name__ == "__main__":
+    main()
