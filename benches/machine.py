@@ -36,7 +36,7 @@ def compiler():
     return subprocess.run(["cc", "--version"], capture_output=True, text=True).stdout.splitlines()[0]
 
 
-def limits(threads, mib=512, rounds=5):
+def limits(threads, mib=512, rounds=10):
     """Compiles and runs limits.c: GB/s and GFLOP/s for one thread and for `threads`."""
     with tempfile.TemporaryDirectory() as folder:
         binary = Path(folder, "limits")

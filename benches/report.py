@@ -3,6 +3,7 @@ import random
 import statistics
 
 median = statistics.median
+ENGINES = ("moetrail", "transformers")
 
 
 def rates(run, measure, batch=None):
@@ -29,39 +30,38 @@ def best_limits(result):
 
 
 def keys(result):
-    """(measure, batch) in the order in which they were taken."""
-    return [(found["measure"], found.get("batch")) for found in result["rounds"][0]["moetrail"]["report"]["results"]]
+    """(measure, batch, tokens) in the order in which they were taken."""
+    return [(found["measure"], found.get("batch"), found["tokens"]) for found in result["rounds"][0]["moetrail"]["report"]["results"]]
 
 
-def speed(result, weights, limit, measure, batch):
+def speed(result, weights, limit, measure, batch, tokens):
     """One line of the table: both engines' medians over rounds, the ratio within each round, the share of the limit."""
-    ours, theirs = ([median(rates(round_[engine], measure, batch)) for round_ in result["rounds"]] for engine in ("moetrail", "transformers"))
+    ours, theirs = ([median(rates(round_[engine], measure, batch)) for round_ in result["rounds"]] for engine in ENGINES)
     ratios = [a / b for a, b in zip(ours, theirs)]
-    line = dict(measure=measure, batch=batch, moetrail=median(ours), transformers=median(theirs), ratio=median(ratios), ratios=ratios)
+    line = dict(measure=measure, batch=batch, tokens=tokens, moetrail=median(ours), transformers=median(theirs), ratio=median(ratios), ratios=ratios)
     peer = [next(f for f in r["transformers"]["report"]["results"] if (f["measure"], f.get("batch")) == (measure, batch)) for r in result["rounds"]]
     line["experts"] = sorted({found["experts"] for found in peer})
     if measure == "prefill":
-        tokens = peer[0]["tokens"]
         line["gflop_per_token"] = weights.prefill_flops(tokens) / tokens / 1e9
         peaks = {name: limit[name] for name in ("f32_gflop_s", "bf16_dot_gflop_s", "bf16_tile_gflop_s") if name in limit}
-        for engine in ("moetrail", "transformers"):
+        for engine in ENGINES:
             line[f"{engine}_gflop_s"] = line[engine] * line["gflop_per_token"]
             line[f"{engine}_share"] = {name: line[f"{engine}_gflop_s"] / peak for name, peak in peaks.items()}
     else:
         line["distinct_experts"] = median(found["distinct_experts"] for found in peer)
         line["distinct_if_uniform"] = weights.distinct(batch)
         line["bytes_per_step"] = weights.step_bytes(line["distinct_experts"])
-        for engine in ("moetrail", "transformers"):
+        for engine in ENGINES:
             line[f"{engine}_gb_s"] = line[engine] / batch * line["bytes_per_step"] / 1e9
             line[f"{engine}_share"] = line[f"{engine}_gb_s"] / limit["read_gb_s"]
     return line
 
 
-def capture(result, measure, batch):
+def capture(result, measure, batch, tokens):
     """Speed with capture over speed without, pair by pair."""
     ratios = [median(rates(pair["on"], measure, batch)) / median(rates(pair["off"], measure, batch)) for pair in result["pairs"]]
     low, high = interval(ratios)
-    return dict(measure=measure, batch=batch, pairs=len(ratios), median=median(ratios), low=low, high=high, ratios=ratios)
+    return dict(measure=measure, batch=batch, tokens=tokens, pairs=len(ratios), median=median(ratios), low=low, high=high, ratios=ratios)
 
 
 def memory(result):
@@ -80,52 +80,76 @@ def summary(result, weights):
     return dict(limits=limit,
                 speed=[speed(result, weights, limit[str(result["threads"])], *key) for key in keys(result)],
                 capture=[capture(result, *key) for key in keys(result)] if result["pairs"] else [],
-                load_seconds={engine: [round_[engine]["report"]["load_seconds"] for round_ in result["rounds"]] for engine in ("moetrail", "transformers")},
+                load_seconds={engine: [round_[engine]["report"]["load_seconds"] for round_ in result["rounds"]] for engine in ENGINES},
                 memory=memory(result), runs=len(runs), busy_runs=sum(run["busy"] for run in runs),
                 others_share=[min(run["others_share"] for run in runs), median(run["others_share"] for run in runs), max(run["others_share"] for run in runs)])
 
 
+def label(line):
+    return f"prefill {line['tokens']}" if line["measure"] == "prefill" else f"decode, batch {line['batch']}"
+
+
+def peak_name(name):
+    return name.removesuffix("_gflop_s").replace("_", " ")
+
+
+def table(head, rows):
+    return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)] + [""]
+
+
+def speed_row(line):
+    row = [label(line), f"{line['moetrail']:.1f}", f"{line['transformers']:.1f}", f"**{line['ratio']:.2f}** ({min(line['ratios']):.2f}–{max(line['ratios']):.2f})"]
+    for engine in ENGINES:
+        share = line[f"{engine}_share"]
+        if line["measure"] == "prefill":
+            row += [f"{line[f'{engine}_gflop_s']:.0f} GFLOP/s", ", ".join(f"{value:.0%} of {peak_name(peak)}" for peak, value in share.items())]
+        else:
+            row += [f"{line[f'{engine}_gb_s']:.1f} GB/s", f"{share:.0%}"]
+    return row
+
+
+def tables(found):
+    memory, load, mib = found["memory"], found["load_seconds"], 2**20
+    lines = table(["measure", "moetrail, tok/s", "transformers, tok/s", "ratio (rounds)", "moetrail", "of the limit", "transformers", "of the limit"],
+                  [speed_row(line) for line in found["speed"]])
+    lines += table(["capture on / off", "median", "95 % interval", "pairs"],
+                   [[label(line), f"{line['median']:.4f}", f"{line['low']:.4f}–{line['high']:.4f}", str(line["pairs"])] for line in found["capture"]])
+    lines += table(["", *ENGINES], [["load, files in the page cache", *(f"{median(load[engine]):.1f} s" for engine in ENGINES)],
+                                    ["peak anonymous memory", f"{memory['peak'] / mib:.0f} MiB", f"{memory['transformers_peak'] / mib:.0f} MiB"]])
+    holds = "holds" if memory["peak"] <= memory["allowed"] else "**does not hold**"
+    return lines + [f"The bound on moetrail's memory {holds}: packed weights {memory['packed_mib']} MiB × 1.1 + KV pool {memory['kv_mib']} MiB "
+                    f"+ ring {memory['ring_kib']} KiB = {memory['allowed'] / mib:.0f} MiB.", ""]
+
+
+def notes(result):
+    """What one must know to read the tables."""
+    found, machine, threads, made = result["summary"], result["machine"], result["threads"], result["versions"]
+    limit, first = found["limits"][str(threads)], result["rounds"][0]
+    peaks = ", ".join(f"{value:.0f} GFLOP/s {peak_name(peak)}" for peak, value in limit.items() if peak.endswith("gflop_s"))
+    steps = "; ".join(f"batch {line['batch']}: {line['bytes_per_step'] / 1e6:.0f} MB a step, {line['distinct_experts']:.1f} experts a layer "
+                      f"({line['distinct_if_uniform']:.1f} if routing were uniform)" for line in found["speed"] if line["measure"] == "decode")
+    prompt = next(line for line in found["speed"] if line["measure"] == "prefill")
+    experts = "; ".join(f"{label(line)}: {' or '.join(line['experts'])}" for line in found["speed"])
+    low, middle, high = found["others_share"]
+    busy = f"{found['busy_runs']} of {found['runs']} runs were {'**busy**' if found['busy_runs'] else 'busy'} (others above 10 %)"
+    return [f"- Machine: {machine['cpu']} (family {machine['family']}, model {machine['model']}), {machine['processors']} processors"
+            f"{', virtual' if machine['hypervisor'] else ''}, {machine['memory_gib']} GiB, Linux {machine['kernel']}; {' '.join(machine['flags'])}.",
+            f"- Its limits with {threads} threads, best of all tries: {limit['read_gb_s']:.1f} GB/s read "
+            f"({found['limits']['1']['read_gb_s']:.1f} with one thread), {peaks}.",
+            f"- Weights read, without embedding and KV, experts counted by transformers on the same prompts: {steps}.",
+            f"- Prefill: {prompt['gflop_per_token']:.3f} GFLOP a token, attention included.",
+            f"- moetrail: commit {made['commit']}{' with uncommitted changes' if made['uncommitted_changes'] else ''}, "
+            f"{first['moetrail']['report']['kernels']} kernels, capture on and every row drained.",
+            f"- transformers {first['transformers']['report']['transformers']}, torch {first['transformers']['report']['torch']}, "
+            f"the fastest form of experts in a trial ({experts}).",
+            f"- {len(result['rounds'])} rounds, engines in turn; a ratio is taken within a round. Others used {low:.0%} to {high:.0%} of the machine "
+            f"during a run (median {middle:.0%}); {busy}.",
+            f"- {result['date']}, {result['seconds']} s in all.", ""]
+
+
 def markdown(result):
-    """The table, and under it what one must know to read it."""
-    found, machine, threads = result["summary"], result["machine"], result["threads"]
-    limit, mib = found["limits"][str(threads)], 2**20
-    name = lambda line: f"prefill {result['rounds'][0]['moetrail']['report']['results'][0]['tokens']}" if line["measure"] == "prefill" else f"decode, batch {line['batch']}"
-    lines = [f"# moetrail and transformers, {result['checkpoint']['name']}, bf16, {threads} threads", ""]
+    """The tables, and under them the notes."""
+    lines = [f"# moetrail and transformers, {result['checkpoint']['name']}, bf16, {result['threads']} threads", ""]
     if result["quick"]:
         lines += ["**A quick run: it tries the script and measures nothing.**", ""]
-    lines += ["| measure | moetrail, tok/s | transformers, tok/s | ratio (rounds) | moetrail | of the limit | transformers | of the limit |", "|---|---|---|---|---|---|---|---|"]
-    for line in found["speed"]:
-        unit, digits = ("gflop_s", 0) if line["measure"] == "prefill" else ("gb_s", 1)
-        share = lambda engine: ", ".join(f"{value:.0%} of {peak.removesuffix('_gflop_s').replace('_', ' ')}" for peak, value in line[f"{engine}_share"].items()) \
-            if line["measure"] == "prefill" else f"{line[f'{engine}_share']:.0%}"
-        cells = [name(line), f"{line['moetrail']:.1f}", f"{line['transformers']:.1f}", f"**{line['ratio']:.2f}** ({min(line['ratios']):.2f}–{max(line['ratios']):.2f})"]
-        for engine in ("moetrail", "transformers"):
-            cells += [f"{line[f'{engine}_{unit}']:.{digits}f} {'GFLOP/s' if unit == 'gflop_s' else 'GB/s'}", share(engine)]
-        lines.append("| " + " | ".join(cells) + " |")
-    lines += ["", "| capture on / off | median | 95 % interval | pairs |", "|---|---|---|---|"]
-    lines += [f"| {name(line)} | {line['median']:.4f} | {line['low']:.4f}–{line['high']:.4f} | {line['pairs']} |" for line in found["capture"]]
-    memory, load = found["memory"], found["load_seconds"]
-    holds = "holds" if memory["peak"] <= memory["allowed"] else "**does not hold**"
-    lines += ["", "| | moetrail | transformers |", "|---|---|---|",
-              f"| load, files in the page cache | {median(load['moetrail']):.1f} s | {median(load['transformers']):.1f} s |",
-              f"| peak anonymous memory | {memory['peak'] / mib:.0f} MiB | {memory['transformers_peak'] / mib:.0f} MiB |", "",
-              f"The bound on moetrail's memory {holds}: packed weights {memory['packed_mib']} MiB × 1.1 + KV pool {memory['kv_mib']} MiB + ring {memory['ring_kib']} KiB "
-              f"= {memory['allowed'] / mib:.0f} MiB.", ""]
-    speed = {(line["measure"], line["batch"]): line for line in found["speed"]}
-    steps = "; ".join(f"batch {line['batch']}: {line['bytes_per_step'] / 1e6:.0f} MB a step, {line['distinct_experts']:.1f} experts a layer "
-                      f"({line['distinct_if_uniform']:.1f} if routing were uniform)" for line in speed.values() if line["measure"] == "decode")
-    peaks = ", ".join(f"{value:.0f} GFLOP/s {peak.removesuffix('_gflop_s').replace('_', ' ')}" for peak, value in limit.items() if peak.endswith("gflop_s"))
-    low, middle, high = found["others_share"]
-    lines += [f"- Machine: {machine['cpu']} (family {machine['family']}, model {machine['model']}), {machine['processors']} processors"
-              f"{', virtual' if machine['hypervisor'] else ''}, {machine['memory_gib']} GiB, Linux {machine['kernel']}; {' '.join(machine['flags'])}.",
-              f"- Its limits, best of all tries, {threads} threads: {limit['read_gb_s']:.1f} GB/s read ({found['limits']['1']['read_gb_s']:.1f} with one), {peaks}.",
-              f"- Weights read, embedding and KV left out, experts counted by transformers on the same prompts: {steps}. Nothing is assumed to stay in a cache.",
-              f"- Prefill: {speed[('prefill', None)]['gflop_per_token']:.3f} GFLOP a token, attention included.",
-              f"- moetrail: commit {result['versions']['commit']}{' with uncommitted changes' if result['versions']['uncommitted_changes'] else ''}, "
-              f"{result['rounds'][0]['moetrail']['report']['kernels']} kernels, capture on, rows drained. "
-              f"transformers {result['rounds'][0]['transformers']['report']['transformers']}, torch {result['rounds'][0]['transformers']['report']['torch']}, "
-              f"experts {', '.join(f'{name(line)}: ' + '/'.join(line['experts']) for line in found['speed'])} (the fastest in a trial).",
-              f"- {len(result['rounds'])} rounds, engines in turn; a ratio is taken within a round. Others used {low:.0%} to {high:.0%} of the machine during a run (median {middle:.0%}); "
-              f"{found['busy_runs']} of {found['runs']} runs were **busy** (others above 10 %)" + (": read the figures as lower limits." if found["busy_runs"] else "."),
-              f"- {result['date']}, {result['seconds']} s in all.", ""]
-    return "\n".join(lines)
+    return "\n".join(lines + tables(result["summary"]) + notes(result))
