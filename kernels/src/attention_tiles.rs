@@ -13,10 +13,9 @@ use crate::form::Form;
 use crate::kv::LayerKv;
 use crate::packed::PANEL;
 use crate::pool;
-use crate::product::MAX_TILE_ROWS;
 use crate::simd::math::exp;
 use crate::simd::stored::{Stored, StoredBf16, StoredF16, StoredF32};
-use crate::simd::tile::{KindF32, add_products};
+use crate::simd::tile::{KindF32, TILE_ROWS, add_products};
 use crate::simd::{Body, LANES, Lanes, dispatch};
 use crate::weights::WeightDtype;
 
@@ -193,7 +192,7 @@ impl<S: Stored> Body for Task<'_, S> {
                 self.load_tile::<L>(end - tile, &starts, &next);
                 let mut query = 0;
                 while query < queries {
-                    let count = (queries - query).min(L::TILE_ROWS);
+                    let count = (queries - query).min(TILE_ROWS);
                     self.attend_tile::<L>(tile, query..query + count);
                     query += count;
                 }
@@ -279,8 +278,8 @@ impl<S: Stored> Task<'_, S> {
     unsafe fn attend_tile<L: Lanes>(&mut self, tile: usize, queries: Range<usize>) {
         let (group, head_dim) = (self.shape.group(), self.shape.head_dim);
         let count = queries.len();
-        let mut rows = [self.q.as_ptr(); MAX_TILE_ROWS];
-        let mut seen = [(0, 0); MAX_TILE_ROWS];
+        let mut rows = [self.q.as_ptr(); TILE_ROWS];
+        let mut seen = [(0, 0); TILE_ROWS];
         // The part all of them see is multiplied at once, the rest one query at a time, each in order of position.
         let (mut from, mut to) = (0, TILE);
         let mut any = false;
@@ -307,7 +306,7 @@ impl<S: Stored> Task<'_, S> {
                 *scores.add(i) = 0.0;
             }
             add_products::<L, KindF32>(self.scratch.keys.as_ptr(), &rows[..count], head_dim, scores, TILE);
-            let mut weights = [scores.cast_const(); MAX_TILE_ROWS];
+            let mut weights = [scores.cast_const(); TILE_ROWS];
             for i in 0..count {
                 weights[i] = scores.add(i * TILE);
                 self.weigh::<L>(scores.add(i * TILE), queries.start + i, seen[i], sums.add(i * width), width);

@@ -9,9 +9,9 @@ use crate::experts::PackedExperts;
 use crate::form::Form;
 use crate::packed::PANEL;
 use crate::pool;
-use crate::product::{MAX_TILE_ROWS, with_acts};
+use crate::product::with_acts;
 use crate::simd::math::silu_mul;
-use crate::simd::tile::{Kind, KindBf16, KindF16, KindF32, Sums, add_products, round_row};
+use crate::simd::tile::{Kind, KindBf16, KindF16, KindF32, Sums, TILE_ROWS, add_products, round_row};
 use crate::simd::{Body, LANES, Lanes, dispatch};
 use crate::weights::WeightDtype;
 
@@ -19,7 +19,7 @@ use crate::weights::WeightDtype;
 const PASS_ROWS: usize = 1024;
 
 /// Rows of one expert in one task: a large expert is split, so that it does not run alone at the end.
-const TASK_ROWS: usize = 16 * MAX_TILE_ROWS;
+const TASK_ROWS: usize = 16 * TILE_ROWS;
 
 /// `sum over k of weight_k * down(silu(gate x) * (up x))`: `x` and `out` `[n, hidden]`, `ids` and `weights`
 /// `[n, top_k]`; the operands were checked.
@@ -156,7 +156,7 @@ fn pass<K: Kind>(form: Form, acts: &[f32], plan: &mut Plan, experts: &PackedExpe
 
     // A few panels a task where experts have few rows: a down panel is small.
     let hidden_panels = hidden.div_ceil(PANEL);
-    let together = if count / groups.len().max(1) < 2 * MAX_TILE_ROWS { 4 } else { 1 };
+    let together = if count / groups.len().max(1) < 2 * TILE_ROWS { 4 } else { 1 };
     let tasks = hidden_panels.div_ceil(together);
     let down = Shared::new(&mut plan.down);
     let middle = &plan.middle;
@@ -212,14 +212,14 @@ impl<K: Kind> Body for GateUp<'_, K> {
         assert!(self.gate.len() >= len && self.up.len() >= len, "a panel has the whole depth");
         let mut done = 0;
         while done < self.pairs.len() {
-            let count = (self.pairs.len() - done).min(L::TILE_ROWS);
-            let mut rows = [self.acts.as_ptr(); MAX_TILE_ROWS];
+            let count = (self.pairs.len() - done).min(TILE_ROWS);
+            let mut rows = [self.acts.as_ptr(); TILE_ROWS];
             for i in 0..count {
                 let row = self.pairs[done + i] as usize / self.top_k;
                 rows[i] = self.acts[row * self.depth..(row + 1) * self.depth].as_ptr();
             }
-            let mut gate: [Sums; MAX_TILE_ROWS] = [[0.0; PANEL]; MAX_TILE_ROWS];
-            let mut up: [Sums; MAX_TILE_ROWS] = [[0.0; PANEL]; MAX_TILE_ROWS];
+            let mut gate: [Sums; TILE_ROWS] = [[0.0; PANEL]; TILE_ROWS];
+            let mut up: [Sums; TILE_ROWS] = [[0.0; PANEL]; TILE_ROWS];
             // SAFETY: the panels' lengths were checked, every row has `depth` activations, the sums have `count` rows.
             unsafe {
                 let rows = &rows[..count];
@@ -270,12 +270,12 @@ impl<K: Kind> Body for Down<'_, K> {
         assert!(self.panel.len() >= self.depth * PANEL, "a panel has the whole depth");
         let mut done = 0;
         while done < self.pairs.len() {
-            let count = (self.pairs.len() - done).min(L::TILE_ROWS);
-            let mut rows = [self.middle.as_ptr(); MAX_TILE_ROWS];
+            let count = (self.pairs.len() - done).min(TILE_ROWS);
+            let mut rows = [self.middle.as_ptr(); TILE_ROWS];
             for i in 0..count {
                 rows[i] = self.middle[(done + i) * self.depth..(done + i + 1) * self.depth].as_ptr();
             }
-            let mut sums: [Sums; MAX_TILE_ROWS] = [[0.0; PANEL]; MAX_TILE_ROWS];
+            let mut sums: [Sums; TILE_ROWS] = [[0.0; PANEL]; TILE_ROWS];
             // SAFETY: the panel's length was checked, every row has `depth` activations, the sums have `count` rows.
             unsafe {
                 let panel = self.panel.as_ptr();

@@ -8,15 +8,12 @@ use crate::form::Form;
 use crate::norm::TASK_ELEMENTS;
 use crate::packed::{PANEL, PackedMatrix};
 use crate::pool;
-use crate::simd::tile::{Kind, KindBf16, KindF16, KindF32, Sums, add_products, round_row};
+use crate::simd::tile::{Kind, KindBf16, KindF16, KindF32, Sums, TILE_ROWS, add_products, round_row};
 use crate::simd::{Body, LANES, Lanes, dispatch};
 use crate::weights::WeightDtype;
 
 // Weights are read from checkpoints and caches byte by byte as they lie.
 const _: () = assert!(cfg!(target_endian = "little"), "the kernels are written for little-endian machines");
-
-/// Rows of the tallest tile of any form.
-pub(crate) const MAX_TILE_ROWS: usize = 6;
 
 /// Activations a task keeps in the second-level cache beside its panel of weights.
 const ACTIVATION_BYTES: usize = 768 << 10;
@@ -67,10 +64,10 @@ fn by_panels<K: Kind>(form: Form, acts: &[f32], weight: &PackedMatrix, bias: Opt
 
 /// Rows of a task: few enough to stay in the cache, and such that there are tasks for every thread.
 pub(crate) fn block_rows(n: usize, row_bytes: usize, panels: usize) -> usize {
-    let cached = (ACTIVATION_BYTES / row_bytes.max(1)).max(4 * MAX_TILE_ROWS);
+    let cached = (ACTIVATION_BYTES / row_bytes.max(1)).max(4 * TILE_ROWS);
     let wanted_blocks = (4 * pool::threads()).div_ceil(panels.max(1));
-    let shared_out = n.div_ceil(wanted_blocks).max(2 * MAX_TILE_ROWS);
-    cached.min(shared_out).next_multiple_of(MAX_TILE_ROWS)
+    let shared_out = n.div_ceil(wanted_blocks).max(2 * TILE_ROWS);
+    cached.min(shared_out).next_multiple_of(TILE_ROWS)
 }
 
 /// Some rows by one panel.
@@ -98,12 +95,12 @@ impl<K: Kind> Body for PanelProduct<'_, K> {
         assert!(self.panel.len() >= self.depth * PANEL, "a panel has the whole depth");
         let mut row = 0;
         while row < self.rows {
-            let count = (self.rows - row).min(L::TILE_ROWS);
-            let mut rows = [self.acts.as_ptr(); MAX_TILE_ROWS];
+            let count = (self.rows - row).min(TILE_ROWS);
+            let mut rows = [self.acts.as_ptr(); TILE_ROWS];
             for (i, rows) in rows[..count].iter_mut().enumerate() {
                 *rows = self.acts[(row + i) * self.depth..(row + i + 1) * self.depth].as_ptr();
             }
-            let mut sums: [Sums; MAX_TILE_ROWS] = [[0.0; PANEL]; MAX_TILE_ROWS];
+            let mut sums: [Sums; TILE_ROWS] = [[0.0; PANEL]; TILE_ROWS];
             // SAFETY: the panel's length was checked; every row has `depth` activations, `sums` has `count` rows.
             unsafe {
                 let panel = self.panel.as_ptr();

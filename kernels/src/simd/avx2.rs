@@ -61,7 +61,6 @@ unsafe fn keep8(base: i32, from: usize, to: usize, yes: __m256, no: __m256) -> _
 // SAFETY (whole block): the trait's contract gives the instructions and valid pointers; loads and stores are unaligned.
 #[allow(clippy::undocumented_unsafe_blocks)]
 impl Lanes for Avx2 {
-    const TILE_ROWS: usize = 3;
     const WHOLE_PANEL: bool = false;
 
     #[inline(always)]

@@ -22,7 +22,6 @@ unsafe fn first(count: usize) -> __mmask16 {
 // SAFETY (whole block): the trait's contract gives the instructions and valid pointers; loads and stores are unaligned.
 #[allow(clippy::undocumented_unsafe_blocks)]
 impl Lanes for Avx512 {
-    const TILE_ROWS: usize = 6;
     const WHOLE_PANEL: bool = true;
 
     #[inline(always)]

@@ -24,8 +24,6 @@ pub(crate) const LANES: usize = 16;
 /// Every method may be called only where the form's instructions are available; pointers must be valid for the
 /// sixteen (or `count`) elements they stand for, at any alignment.
 pub(crate) trait Lanes: Copy {
-    /// Rows of the largest product tile that stays in registers.
-    const TILE_ROWS: usize;
     /// Whether a tile of several rows may hold a whole panel of outputs in registers.
     const WHOLE_PANEL: bool;
 

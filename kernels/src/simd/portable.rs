@@ -30,7 +30,6 @@ fn mul_add(a: f32, b: f32, c: f32) -> f32 {
 // SAFETY (whole block): the trait's contract gives valid pointers.
 #[allow(clippy::undocumented_unsafe_blocks)]
 impl Lanes for Portable {
-    const TILE_ROWS: usize = 3;
     const WHOLE_PANEL: bool = false;
 
     #[inline(always)]

@@ -8,6 +8,9 @@ use crate::buffer::Plain;
 use crate::packed::PANEL;
 use crate::weights::WeightDtype;
 
+/// Rows of the tallest tile: as many as leave the sums in registers.
+pub(crate) const TILE_ROWS: usize = 6;
+
 /// Vectors of a panel.
 const VECTORS: usize = PANEL / LANES;
 
@@ -110,16 +113,21 @@ pub(crate) unsafe fn add_products<L: Lanes, K: Kind>(
                 5 => tile::<L, K, 5, VECTORS>(panel, rows.as_ptr(), depth, sums, stride),
                 _ => tile::<L, K, 6, VECTORS>(panel, rows.as_ptr(), depth, sums, stride),
             },
+            2 => {
+                tile::<L, K, 2, 2>(panel, rows.as_ptr(), depth, sums, stride);
+                let (panel, sums) = (panel.add(2 * LANES * K::PER_STEP), sums.add(2 * LANES));
+                tile::<L, K, 2, 2>(panel, rows.as_ptr(), depth, sums, stride);
+            }
             count => {
-                let mut vector = 0;
-                while vector < VECTORS {
+                for vector in 0..VECTORS {
                     let panel = panel.add(vector * LANES * K::PER_STEP);
                     let sums = sums.add(vector * LANES);
                     match count {
-                        2 => tile::<L, K, 2, 2>(panel, rows.as_ptr(), depth, sums, stride),
-                        _ => tile::<L, K, 3, 2>(panel, rows.as_ptr(), depth, sums, stride),
+                        3 => tile::<L, K, 3, 1>(panel, rows.as_ptr(), depth, sums, stride),
+                        4 => tile::<L, K, 4, 1>(panel, rows.as_ptr(), depth, sums, stride),
+                        5 => tile::<L, K, 5, 1>(panel, rows.as_ptr(), depth, sums, stride),
+                        _ => tile::<L, K, 6, 1>(panel, rows.as_ptr(), depth, sums, stride),
                     }
-                    vector += 2;
                 }
             }
         }
