@@ -2,4 +2,6 @@
 
 mod golden;
 mod parity;
+mod process;
+mod serve;
 mod support;

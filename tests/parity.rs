@@ -20,7 +20,7 @@ struct Cells {
     same_set: usize,
     excused: Vec<String>,
     wrong: Vec<String>,
-    /// Positions at which some layer chose another set.
+    /// Rows in which some layer chose another set.
     changed: BTreeSet<usize>,
 }
 
@@ -106,39 +106,51 @@ fn f32_equals_transformers() {
     assert!(cells.excused.len() * 100 <= cells.total, "{} of {} cells are excused", cells.excused.len(), cells.total);
 }
 
+/// Against transformers in f32 on the same ids. Rounding to bf16 changes a few selections, and a changed expert moves
+/// every later log-probability; so the bound holds where no selection has changed yet, and the selections are counted.
+/// (Transformers' own bf16 is further away: `summary` in each golden file.)
 #[test]
 fn bf16_stays_near_transformers() {
     for model in MODELS {
         let golden = Golden::read(model);
         let engine = engine(model, DtypeChoice::BFloat16, EngineConfig::default());
-        let mut cells = Cells::default();
-        let mut differences: Vec<f32> = Vec::new();
-        let mut settled: Vec<f32> = Vec::new();
+        let (mut total, mut same_set) = (0, 0);
+        let (mut all, mut settled): (Vec<f32>, Vec<f32>) = (Vec::new(), Vec::new());
         for case in &golden.cases {
             let forced: Vec<u32> = case.prompt.iter().chain(&case.output).copied().collect();
             let reply = run(&engine.handle(), greedy(&forced, 0));
-            let before = cells.changed.len();
-            let mut own = Cells::default();
-            own.compare(model, &golden, case, rows(&reply));
+            let mut cells = Cells::default();
             cells.compare(model, &golden, case, rows(&reply));
-            let _ = before;
+            total += cells.total;
+            same_set += cells.same_set;
             let found = reply.prompt.prompt_logprobs.expect("prompt logprobs were asked for");
             let expect = case.prompt_logprobs.iter().chain(&case.logprobs);
             for (row, (expect, entry)) in expect.zip(found.iter().skip(1)).enumerate() {
                 let difference = (expect - entry.as_ref().expect("all but the first").logprob).abs();
-                differences.push(difference);
-                if own.changed.range(..=row).next().is_none() {
+                all.push(difference);
+                if cells.changed.range(..=row).next().is_none() {
                     settled.push(difference);
                 }
             }
         }
         engine.shutdown();
-        differences.sort_by(f32::total_cmp);
-        settled.sort_by(f32::total_cmp);
-        let at = |values: &[f32], share: f64| values[((values.len() - 1) as f64 * share) as usize];
+        all.sort_by(f32::total_cmp);
+        let at = |share: f64| all[((all.len() - 1) as f64 * share) as usize];
+        let worst = settled.iter().copied().fold(0.0, f32::max);
         println!(
-            "{model}: {} of {} cells choose the same set; logprob difference median {:.4}, p99 {:.4}, max {:.4}; before any change ({} positions): max {:.4}",
-            cells.same_set, cells.total, at(&differences, 0.5), at(&differences, 0.99), at(&differences, 1.0), settled.len(), at(&settled, 1.0)
+            "{model}: {same_set} of {total} cells choose the same set; logprobs differ by {:.4} (median), {:.4} (p99), {:.4} (max); by {worst:.4} at most in {} positions before any change",
+            at(0.5),
+            at(0.99),
+            at(1.0),
+            settled.len()
+        );
+        assert!(worst < 5e-2, "{model}: logprobs differ by {worst} though all selections agree");
+        assert!(same_set * 100 >= total * 97, "{model}: only {same_set} of {total} cells choose the same set");
+        assert!(
+            settled.len() * 5 >= all.len(),
+            "{model}: too few positions to judge: {} of {}",
+            settled.len(),
+            all.len()
         );
     }
 }

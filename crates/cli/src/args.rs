@@ -71,9 +71,9 @@ pub struct ServeArgs {
     /// Names that requests may use for the model; the first is reported.
     #[arg(long, num_args = 1..)]
     pub served_model_name: Vec<String>,
-    /// Require one of these bearer tokens.
-    #[arg(long, num_args = 1.., env = "MOETRAIL_API_KEY", hide_env_values = true)]
-    pub api_key: Vec<String>,
+    /// Require this bearer token.
+    #[arg(long, env = "MOETRAIL_API_KEY", hide_env_values = true)]
+    pub api_key: Option<String>,
     /// Sequences that run at once, at most.
     #[arg(long, default_value_t = EngineConfig::default().max_num_seqs)]
     pub max_num_seqs: usize,

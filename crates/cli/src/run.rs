@@ -55,7 +55,11 @@ pub fn run(args: Box<RunArgs>) -> Result<()> {
                     let rows = rows?;
                     let model = loaded.checkpoint.config();
                     let [n, layers, top_k] = rows.shape();
-                    println!("\n{n} rows of {layers} layers, top-{top_k} of {} experts ({prompt_len} prompt tokens; finish: {})", model.num_experts, finish.reason.as_str());
+                    println!(
+                        "\n{n} rows of {layers} layers, top-{top_k} of {} experts ({prompt_len} prompt tokens; finish: {})",
+                        model.num_experts,
+                        finish.reason.as_str()
+                    );
                     print!("{}", summary::table(&rows, model.num_experts, &model.moe_layers));
                 }
             }
