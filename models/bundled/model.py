@@ -129,6 +129,14 @@ class Toy(nn.Module):
         x = F.rms_norm(x, (x.shape[-1],), self.norm, self.c["rms_norm_eps"])
         return F.linear(x, self.head), total / len(self.layers), routes
 
+    @torch.no_grad()
+    def load_hf(self, w):
+        """Take the weights of a checkpoint; every tensor must be used."""
+        w = dict(w)
+        for name, t in self.named_hf():
+            t.copy_(w.pop(name))
+        assert not w, f"left over: {list(w)[:3]}"
+
     def named_hf(self):
         """Yield (published Qwen3-MoE name, tensor): one matrix per expert."""
         i = self.c["moe_intermediate_size"]

@@ -1,21 +1,23 @@
 #!/usr/bin/env python3
 """Train the bundled toy checkpoint and write it as a Hugging Face folder.
 
-    python train.py [--out DIR] [--steps N] [--minutes M] [--seed S]
+    python train.py [--out DIR] [--steps N] [--minutes M] [--seed S] [--init DIR]
 
 The text is drawn by grammar.py, fresh for every step; the tokenizer is a byte-level BPE trained on the
-same grammar. The learning rate warms up, stays, and falls linearly over the last 30 % of the steps.
---minutes caps the wall time: the fall then begins when 70 % of it is used, and metrics.json names the
+same grammar. The learning rate warms up, stays for --hold of the steps, and falls linearly over the rest.
+--minutes caps the CPU time: the fall then begins when --hold of it is used, and metrics.json names the
 steps that were really made, so that `--steps` with that number repeats the run without the cap.
+--init goes on from a checkpoint of this script (its weights and tokenizer, a fresh optimizer).
 """
 import argparse
 import json
 import os
+import shutil
 import time
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 import grammar
@@ -99,6 +101,8 @@ def main():
     ap.add_argument("--out", default=HERE)
     ap.add_argument("--steps", type=int, default=4800)
     ap.add_argument("--minutes", type=float, default=40.0)
+    ap.add_argument("--hold", type=float, default=0.7)
+    ap.add_argument("--init", help="folder of an earlier run")
     ap.add_argument("--seed", type=int, default=0)
     ap.add_argument("--threads", type=int, default=1)
     ap.add_argument("--lr", type=float, default=3e-3)
@@ -111,23 +115,32 @@ def main():
     torch.manual_seed(a.seed)
     os.makedirs(a.out, exist_ok=True)
     start = time.time()
-    tok = make_tokenizer(a.vocab, a.out)
+    earlier = []
+    if a.init:
+        with open(os.path.join(a.init, "metrics.json")) as f:
+            earlier = json.load(f)["training"]["runs"]
+        shutil.copy(os.path.join(a.init, "tokenizer.json"), a.out)
+        tok = Tokenizer.from_file(os.path.join(a.out, "tokenizer.json"))
+    else:
+        tok = make_tokenizer(a.vocab, a.out)
     a.vocab = tok.get_vocab_size()
     c = config(a)
     m = Toy(c)
+    if a.init:
+        m.load_hf(load_file(os.path.join(a.init, "model.safetensors")))
     params = sum(p.numel() for p in m.parameters())
     print(f"{params} parameters, vocabulary {a.vocab}", flush=True)
     decay = [p for p in m.parameters() if p.dim() > 1]
     rest = [p for p in m.parameters() if p.dim() == 1]
     opt = torch.optim.AdamW([dict(params=decay, weight_decay=0.05), dict(params=rest, weight_decay=0.0)],
                             betas=(0.9, 0.98), fused=True)
-    fall, end, step, seen = int(0.7 * a.steps), a.steps, 0, 0.0
+    fall, end, step, seen = int(a.hold * a.steps), a.steps, 0, 0.0
     for x in batches(tok, a.seed):
         if step >= end:
             break
-        used = (time.time() - start) / 60
-        if step < fall and used > 0.7 * a.minutes:
-            fall, end = step, max(step + 1, round(step / 0.7))
+        used = time.process_time() / 60
+        if step < fall and used > a.hold * a.minutes:
+            fall, end = step, max(step + 1, round(step / a.hold))
         for g in opt.param_groups:
             g["lr"] = rate(step, fall, end, a.lr)
         logits, balance, _ = m(x[:, :-1])
@@ -140,13 +153,15 @@ def main():
         seen = loss.item() if step == 1 else 0.98 * seen + 0.02 * loss.item()
         if step % 100 == 0:
             print(f"step {step}/{end} loss {seen:.4f} balance {balance.item():.3f} "
-                  f"wall {used:.1f} min cpu {time.process_time() / 60:.1f} min", flush=True)
+                  f"cpu {used:.1f} min wall {(time.time() - start) / 60:.1f} min", flush=True)
         if step % 500 == 0:
             export(m, c, a.out)
     export(m, c, a.out)
-    facts = dict(parameters=params, vocabulary=a.vocab, seed=a.seed, steps=end, tokens=end * TOKENS_PER_STEP, threads=a.threads,
-                 wall_minutes=round((time.time() - start) / 60, 1), cpu_minutes=round(time.process_time() / 60, 1),
-                 torch=torch.__version__)
+    run = dict(seed=a.seed, steps=end, hold=a.hold, lr=a.lr, cpu_minutes=round(time.process_time() / 60, 1),
+               wall_minutes=round((time.time() - start) / 60, 1))
+    runs = earlier + [run]
+    facts = dict(parameters=params, vocabulary=a.vocab, steps=sum(r["steps"] for r in runs), tokens=sum(r["steps"] for r in runs) * TOKENS_PER_STEP,
+                 threads=a.threads, cpu_minutes=round(sum(r["cpu_minutes"] for r in runs), 1), torch=torch.__version__.split("+")[0], runs=runs)
     with open(os.path.join(a.out, "metrics.json"), "w") as f:
         json.dump(dict(training=facts), f, indent=1)
         f.write("\n")
