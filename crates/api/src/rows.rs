@@ -20,20 +20,22 @@ pub enum RowsFormat {
 const LATER: [&str; 5] = ["sglang", "dynamo", "list", "nemo", "skyrl"];
 
 impl RowsFormat {
-    /// Reads a name, as `--routed-experts-format` and the request spell it.
-    ///
-    /// # Errors
-    /// A 400 naming `routed_experts_format`.
-    pub fn parse(name: &str) -> Result<Self, ApiError> {
-        let refuse = |rest: String| Err(ApiError::invalid("routed_experts_format", rest));
+    /// The form of that name, `None` if this build has none.
+    pub fn from_name(name: &str) -> Option<Self> {
         match name {
-            "object" => Ok(Self::Object),
-            "npy" => Ok(Self::Npy),
-            name if LATER.contains(&name) => {
-                refuse(format!("routed_experts_format {name:?} is not supported yet; use \"object\" or \"npy\""))
-            }
-            _ => refuse(format!("routed_experts_format {name:?} is unknown; use \"object\" or \"npy\"")),
+            "object" => Some(Self::Object),
+            "npy" => Some(Self::Npy),
+            _ => None,
         }
+    }
+
+    /// Reads the name that a request gives.
+    fn parse(name: &str) -> Result<Self, ApiError> {
+        Self::from_name(name).ok_or_else(|| {
+            let what = if LATER.contains(&name) { "not supported yet" } else { "unknown" };
+            let message = format!("routed_experts_format {name:?} is {what}; use \"object\" or \"npy\"");
+            ApiError::invalid("routed_experts_format", message)
+        })
     }
 }
 

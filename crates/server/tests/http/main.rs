@@ -1,0 +1,6 @@
+//! The server over a real engine on a golden checkpoint: one binary, so that everything links once.
+
+mod answers;
+mod connections;
+mod refusals;
+mod support;
