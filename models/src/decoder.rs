@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::layer::{Layer, Norm};
 use crate::loader::Loader;
 use crate::registry::Family;
-use crate::step::{Limits, StepInput, StepOutput, num_slots, refused};
+use crate::step::{HiddenOutput, Limits, StepInput, StepOutput, num_slots, refused};
 
 /// A loaded model.
 pub struct Decoder {
@@ -112,21 +112,27 @@ impl Decoder {
         KvPool::bytes_per_block(layers, block_size, kv_heads, config.head_dim, self.dtype)
     }
 
-    /// Runs the rows through all layers, and those of `logit_rows` through the head.
+    /// Runs the rows through all layers and those of `logit_rows` through the head: [`hidden`](Self::hidden), then
+    /// [`logits`](Self::logits).
+    pub fn forward(&self, input: &StepInput<'_>, kv: &mut KvPool, ring: Option<RingCells<'_>>) -> Result<StepOutput> {
+        let HiddenOutput { hidden, nan_rows } = self.hidden(input, kv, ring)?;
+        Ok(StepOutput { logits: self.logits(&hidden)?, nan_rows })
+    }
+
+    /// Runs the rows through all layers and keeps those of `logit_rows`.
     ///
     /// Keys and values go to `kv` at the rows' slots; the experts of every row go to `ring`, `[slots, moe_layers,
     /// top_k]`, at the same slots, in the order of [`ModelConfig::moe_layers`].
-    pub fn forward(
+    pub fn hidden(
         &self,
         input: &StepInput<'_>,
         kv: &mut KvPool,
         mut ring: Option<RingCells<'_>>,
-    ) -> Result<StepOutput> {
+    ) -> Result<HiddenOutput> {
         self.check(input, kv, ring.as_ref())?;
-        let (hidden, vocab) = (self.config.hidden_size, self.config.vocab_size);
         if input.token_ids.is_empty() {
-            let logits = Tensor::zeros((0, vocab), candle_core::DType::F32, &self.device)?;
-            return Ok(StepOutput { logits, nan_rows: Vec::new() });
+            let hidden = Tensor::zeros((0, self.config.hidden_size), candle_core::DType::F32, &self.device)?;
+            return Ok(HiddenOutput { hidden, nan_rows: Vec::new() });
         }
         let mut nan_rows = Vec::new();
         let mut moe_layer = 0;
@@ -149,18 +155,22 @@ impl Decoder {
         let rows = input.logit_rows;
         let every_row =
             rows.len() == input.token_ids.len() && rows.iter().enumerate().all(|(i, &row)| i == row as usize);
-        let logits = match rows.is_empty() {
-            true => Tensor::zeros((0, vocab), candle_core::DType::F32, &self.device)?,
-            false => {
-                let wanted = match every_row {
-                    true => x,
-                    false => x.index_select(&Tensor::from_slice(rows, rows.len(), &self.device)?, 0)?,
-                };
-                debug_assert_eq!(wanted.dims(), [rows.len(), hidden]);
-                self.head.forward(&self.norm.forward(&wanted)?)?
-            }
+        let hidden = match (every_row, rows.is_empty()) {
+            (true, _) => x,
+            (false, true) => Tensor::zeros((0, self.config.hidden_size), candle_core::DType::F32, &self.device)?,
+            (false, false) => x.index_select(&Tensor::from_slice(rows, rows.len(), &self.device)?, 0)?,
         };
-        Ok(StepOutput { logits, nan_rows })
+        Ok(HiddenOutput { hidden, nan_rows })
+    }
+
+    /// The logits of hidden rows, `[rows, hidden]` to F32 `[rows, vocab]`.
+    ///
+    /// A vocabulary makes these much larger than the hidden rows: callers with many rows take them in slices.
+    pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
+        if hidden.dim(0)? == 0 {
+            return Ok(Tensor::zeros((0, self.config.vocab_size), candle_core::DType::F32, &self.device)?);
+        }
+        self.head.forward(&self.norm.forward(hidden)?).map_err(Into::into)
     }
 
     fn check(&self, input: &StepInput<'_>, kv: &KvPool, ring: Option<&RingCells<'_>>) -> Result<()> {

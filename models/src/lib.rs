@@ -40,4 +40,4 @@ pub use generation::GenerationConfig;
 pub use moetrail_kernels::{KvPool, RingCells, SeqSpan, WeightDtype};
 pub use registry::supported_architectures;
 pub use rope::{RopeConfig, RopeScaling};
-pub use step::{StepInput, StepOutput};
+pub use step::{HiddenOutput, StepInput, StepOutput};

@@ -20,6 +20,15 @@ pub struct StepInput<'a> {
     pub logit_rows: &'a [u32],
 }
 
+/// What the layers give.
+#[derive(Debug, Clone)]
+pub struct HiddenOutput {
+    /// F32 `[logit_rows, hidden]`, before the final norm.
+    pub hidden: Tensor,
+    /// Rows of the batch whose router saw NaN in any layer, ascending.
+    pub nan_rows: Vec<u32>,
+}
+
 /// What a forward pass gives.
 #[derive(Debug, Clone)]
 pub struct StepOutput {

@@ -51,6 +51,9 @@ pub fn open(args: &ModelArgs) -> Result<(Checkpoint, String)> {
 pub fn start(args: &ModelArgs, mut config: EngineConfig) -> Result<Loaded> {
     configure_kernels(args)?;
     let (checkpoint, name) = open(args)?;
+    let longest = checkpoint.config().max_model_len();
+    // The rotary table need not be longer than any sequence; a value beyond the model's is refused by the engine.
+    let checkpoint = checkpoint.with_max_positions(args.max_model_len.map_or(longest, |len| len.min(longest)));
     let tokenizer = Tokenizer::from_dir(checkpoint.folder())?.map(Arc::new);
     if tokenizer.is_none() {
         tracing::warn!("the checkpoint has no tokenizer: only token ids are served");

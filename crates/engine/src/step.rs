@@ -3,8 +3,9 @@
 use std::sync::Mutex;
 use std::time::Instant;
 
+use candle_core::Tensor;
 use moetrail_kernels::{SeqSpan, pool};
-use moetrail_models::{StepInput, StepOutput};
+use moetrail_models::{HiddenOutput, StepInput};
 use moetrail_sched::{Batch, RequestKey, Scheduled, SeqId};
 use rustc_hash::FxHashMap;
 
@@ -14,16 +15,22 @@ use crate::logprobs::token_logprobs;
 use crate::request::{ChoiceDelta, Event, FinishReason, PromptOutput, RequestError, TokenLogprobs};
 use crate::sampler;
 
-/// Which logits a step needs, and for what.
+/// Which rows' logits a step needs, and for what. A row serves one purpose: the last token of a prompt predicts the
+/// first of the output.
 #[derive(Default)]
 struct LogitRows {
-    /// Batch rows, ascending.
-    rows: Vec<u32>,
-    /// `(index into rows, request, position whose token is predicted)` for prompt log-probabilities.
-    prompt: Vec<(usize, RequestKey, usize)>,
-    /// Index into `rows` for the next token of a sequence.
+    /// Batch rows that score the prompt.
+    prompt_rows: Vec<u32>,
+    /// For each of them: the request, and the position whose token is predicted.
+    prompt: Vec<(RequestKey, usize)>,
+    /// Batch rows that the next tokens follow from.
+    next_rows: Vec<u32>,
+    /// Index into `next_rows` by sequence.
     next: FxHashMap<SeqId, usize>,
 }
+
+/// Logits of at most this many floats are held at once while a prompt is scored (64 MiB).
+const PROMPT_LOGITS: usize = 16 << 20;
 
 /// A sampled token of one choice.
 struct Sampled {
@@ -39,7 +46,7 @@ impl EngineThread {
         self.schedule(&mut batch);
         if !batch.is_empty() {
             let wanted = self.logit_rows(&batch);
-            match self.forward(&batch, &wanted.rows) {
+            match self.forward(&batch, &[&wanted.prompt_rows[..], &wanted.next_rows].concat()) {
                 Ok(output) => {
                     self.scheduler.commit(&batch);
                     self.count(&batch);
@@ -83,20 +90,19 @@ impl EngineThread {
                     && predicted >= live.prompt_logprobs.len();
                 let of_next = scheduled.samples && row + 1 == scheduled.rows.end && params.max_tokens > 0;
                 if of_prompt {
-                    wanted.prompt.push((wanted.rows.len(), sequence.request(), predicted));
+                    wanted.prompt.push((sequence.request(), predicted));
+                    wanted.prompt_rows.push(row as u32);
                 }
                 if of_next {
-                    wanted.next.insert(scheduled.seq, wanted.rows.len());
-                }
-                if of_prompt || of_next {
-                    wanted.rows.push(row as u32);
+                    wanted.next.insert(scheduled.seq, wanted.next_rows.len());
+                    wanted.next_rows.push(row as u32);
                 }
             }
         }
         wanted
     }
 
-    fn forward(&mut self, batch: &Batch, logit_rows: &[u32]) -> Result<StepOutput, String> {
+    fn forward(&mut self, batch: &Batch, logit_rows: &[u32]) -> Result<HiddenOutput, String> {
         let span = |scheduled: &Scheduled| SeqSpan {
             rows: scheduled.rows.clone(),
             first_position: scheduled.first_position as u32,
@@ -110,7 +116,7 @@ impl EngineThread {
             seqs: &seqs,
             logit_rows,
         };
-        self.decoder.forward(&input, &mut self.kv, self.capture.cells()).map_err(|error| error.to_string())
+        self.decoder.hidden(&input, &mut self.kv, self.capture.cells()).map_err(|error| error.to_string())
     }
 
     /// Counts what the step computed, and notes first admissions.
@@ -138,7 +144,7 @@ impl EngineThread {
     }
 
     /// A NaN in a router makes a token's routing meaningless: its request fails, the others go on.
-    fn fail_nan_rows(&mut self, batch: &Batch, output: &StepOutput) {
+    fn fail_nan_rows(&mut self, batch: &Batch, output: &HiddenOutput) {
         for row in output.nan_rows.iter().map(|row| *row as usize) {
             let Some(scheduled) = batch.scheduled.iter().find(|scheduled| scheduled.rows.contains(&row)) else {
                 continue;
@@ -159,14 +165,17 @@ impl EngineThread {
     }
 
     /// Turns logits into events.
-    fn hand_out(&mut self, batch: &Batch, wanted: &LogitRows, output: &StepOutput) {
-        let logits = match output.logits.flatten_all().and_then(|logits| logits.to_vec1::<f32>()) {
+    fn hand_out(&mut self, batch: &Batch, wanted: &LogitRows, output: &HiddenOutput) {
+        let logits = match self.score_prompts(wanted, &output.hidden) {
+            Ok(()) => self.logits(&output.hidden, wanted.prompt_rows.len(), wanted.next_rows.len()),
+            Err(message) => Err(message),
+        };
+        let logits = match logits {
             Ok(logits) => logits,
-            Err(error) => return self.fail_batch(batch, &error.to_string()),
+            Err(message) => return self.fail_batch(batch, &message),
         };
         let vocab = self.info.vocab_size;
         let row_of = |index: usize| &logits[index * vocab..(index + 1) * vocab];
-        self.take_prompt_logprobs(wanted, &row_of);
 
         // Prompts that are complete now: tell, then split into choices, which all continue from the same logits.
         let mut jobs: Vec<(usize, SeqId)> = Vec::with_capacity(wanted.next.len());
@@ -189,33 +198,43 @@ impl EngineThread {
         }
     }
 
-    fn take_prompt_logprobs<'a>(&mut self, wanted: &LogitRows, row_of: &(impl Fn(usize) -> &'a [f32] + Sync)) {
-        let tokens: Vec<(u32, usize)> = wanted
-            .prompt
-            .iter()
-            .map(|(_, key, position)| {
-                self.live.get(key).map_or((0, 0), |live| {
-                    (live.request.prompt[*position], live.request.sampling.prompt_logprobs.unwrap_or(0))
-                })
-            })
-            .collect();
-        let results = in_parallel(tokens.len(), |job| {
-            let (token, num_top) = tokens[job];
-            token_logprobs(row_of(wanted.prompt[job].0), token, num_top)
-        });
-        for ((_, key, position), result) in wanted.prompt.iter().zip(results) {
-            let Some(live) = self.live.get_mut(key) else { continue };
-            if result.logprob.is_nan() {
-                let position = position - 1;
-                self.fail(*key, RequestError::NotANumber { place: "logits", position });
-                continue;
+    /// The logits of some hidden rows, `[len, vocab]`.
+    fn logits(&self, hidden: &Tensor, start: usize, len: usize) -> Result<Vec<f32>, String> {
+        let rows = hidden.narrow(0, start, len).map_err(|error| error.to_string())?;
+        let logits = self.decoder.logits(&rows).map_err(|error| error.to_string())?;
+        logits.flatten_all().and_then(|logits| logits.to_vec1()).map_err(|error| error.to_string())
+    }
+
+    /// Adds the prompt log-probabilities of this step, slice by slice.
+    fn score_prompts(&mut self, wanted: &LogitRows, hidden: &Tensor) -> Result<(), String> {
+        let vocab = self.info.vocab_size;
+        let slice = (PROMPT_LOGITS / vocab).max(1);
+        for (index, entries) in wanted.prompt.chunks(slice).enumerate() {
+            let logits = self.logits(hidden, index * slice, entries.len())?;
+            let live = &self.live;
+            let results = in_parallel(entries.len(), |job| {
+                let (key, position) = entries[job];
+                let request = &live.get(&key)?.request;
+                let num_top = request.sampling.prompt_logprobs.unwrap_or(0);
+                Some(token_logprobs(&logits[job * vocab..(job + 1) * vocab], request.prompt[position], num_top))
+            });
+            for ((key, position), result) in entries.iter().zip(results) {
+                self.take_prompt_logprob(*key, *position, result);
             }
-            if live.prompt_logprobs.is_empty() {
-                live.prompt_logprobs.push(None);
-            }
-            // Positions come in order, each once.
-            live.prompt_logprobs.push(Some(result));
         }
+        Ok(())
+    }
+
+    fn take_prompt_logprob(&mut self, key: RequestKey, position: usize, result: Option<TokenLogprobs>) {
+        let (Some(live), Some(result)) = (self.live.get_mut(&key), result) else { return };
+        if result.logprob.is_nan() {
+            return self.fail(key, RequestError::NotANumber { place: "logits", position: position - 1 });
+        }
+        if live.prompt_logprobs.is_empty() {
+            live.prompt_logprobs.push(None);
+        }
+        // Positions come in order, each once.
+        live.prompt_logprobs.push(Some(result));
     }
 
     /// Sends the prompt's event, once. Returns whether it did.
