@@ -104,7 +104,7 @@ async fn npy_is_the_default_of_openai_s_endpoints() {
 async fn text_goes_both_ways() {
     let server = Server::start();
     let tokens = server.post("/tokenize", r#"{"prompt":"héllo","return_token_strs":true}"#).await.json();
-    assert_eq!(tokens["count"], tokens["tokens"].as_array().map(Vec::len).into());
+    assert_eq!(tokens["count"].as_u64(), tokens["tokens"].as_array().map(|ids| ids.len() as u64));
     let text = server.post("/detokenize", &json!({"tokens": tokens["tokens"]}).to_string()).await.json();
     assert_eq!(text["prompt"], "héllo");
 }
