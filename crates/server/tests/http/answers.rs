@@ -62,7 +62,7 @@ async fn a_stream_joins_to_the_answer_in_one_piece() {
         let ids: Vec<&Value> = own().filter_map(|delta| delta["token_ids"].as_array()).flatten().collect();
         assert_eq!(Some(text.as_str()), choice["text"].as_str());
         assert_eq!(ids, choice["token_ids"].as_array().expect("ids").iter().collect::<Vec<_>>());
-        let last = own().last().expect("a finishing chunk");
+        let last = own().next_back().expect("a finishing chunk");
         assert_eq!(last["routed_experts"], choice["routed_experts"]);
         assert_eq!(last["finish_reason"], choice["finish_reason"]);
         assert!(own().rev().skip(1).all(|delta| delta.get("routed_experts").is_none()));
