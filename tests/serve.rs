@@ -86,7 +86,11 @@ fn every_start_returns_exactly_its_rows_and_drains_exactly_their_bytes() {
 #[test]
 fn a_request_that_wants_no_rows_costs_no_byte() {
     let server = Server::start("qwen3_moe-a", &[]);
-    for extra in [json!({"return_routed_experts": false}), json!({"return_routed_experts": null}), json!({"return_routed_experts": false, "routed_experts_prompt_start": 3})] {
+    for extra in [
+        json!({"return_routed_experts": false}),
+        json!({"return_routed_experts": null}),
+        json!({"return_routed_experts": false, "routed_experts_prompt_start": 3}),
+    ] {
         let reply = ok(server.post(GENERATE, &generate(20, 4, extra)));
         assert!(reply["choices"][0]["routed_experts"].is_null());
     }
@@ -96,7 +100,8 @@ fn a_request_that_wants_no_rows_costs_no_byte() {
     // A start alone asks for rows.
     let body = generate(20, 4, json!({"return_routed_experts": null, "routed_experts_prompt_start": 3}));
     assert_eq!(object(&ok(server.post(GENERATE, &body))["choices"][0]).0, 3);
-    let body = generate(20, 4, json!({"return_routed_experts": null, "sampling_params": {"routed_experts_prompt_start": 7}}));
+    let body =
+        generate(20, 4, json!({"return_routed_experts": null, "sampling_params": {"routed_experts_prompt_start": 7}}));
     assert_eq!(object(&ok(server.post(GENERATE, &body))["choices"][0]).0, 7);
 }
 

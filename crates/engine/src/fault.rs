@@ -15,6 +15,8 @@ pub enum Fault {
     StaleBlock,
     /// Copy-on-write copies the KV and forgets the rows.
     RowLostOnCopyOnWrite,
+    /// The pool has given the last block to another owner behind the sequence's back.
+    BlockGivenAway,
 }
 
 impl Fault {
@@ -24,6 +26,9 @@ impl Fault {
         if let (Self::StaleBlock, Some(last)) = (self, blocks.last_mut()) {
             let id = (last.id + 1) % pool.num_blocks() as u32;
             *last = BlockRef { id, generation: pool.generation(id) };
+        }
+        if let (Self::BlockGivenAway, Some(last)) = (self, blocks.last_mut()) {
+            last.generation = last.generation.wrapping_sub(1);
         }
         blocks
     }

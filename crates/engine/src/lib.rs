@@ -6,6 +6,8 @@ mod choice;
 mod config;
 mod engine;
 #[cfg(test)]
+mod failure_tests;
+#[cfg(test)]
 mod fault;
 mod handle;
 mod info;
