@@ -42,7 +42,7 @@ pub(crate) async fn observe(State(state): State<AppState>, mut request: Request,
     let (status, elapsed) = (response.status().as_u16(), began.elapsed());
     let route = route.as_ref().map_or("unknown", MatchedPath::as_str);
     state.stats().record(route, &method, status, elapsed);
-    let milliseconds = elapsed.as_secs_f64() * 1e3;
+    let milliseconds = elapsed.as_micros() as f64 / 1e3;
     // Probes come every few seconds and say nothing.
     if matches!(route, "/health" | "/ping" | "/metrics") {
         tracing::debug!(%method, path, status, milliseconds, "request");
