@@ -67,6 +67,9 @@ struct Shared {
     stop: AtomicBool,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
     parked: Vec<AtomicBool>,
+    /// The caller of the job, where it sleeps until the workers have left.
+    caller: Mutex<Option<Thread>>,
+    waiting: AtomicBool,
 }
 
 #[derive(Clone, Copy)]
@@ -98,6 +101,8 @@ impl Pool {
             stop: AtomicBool::new(false),
             panic: Mutex::new(None),
             parked: (0..count).map(|_| AtomicBool::new(false)).collect(),
+            caller: Mutex::new(None),
+            waiting: AtomicBool::new(false),
         });
         // A machine that refuses a thread still serves, with the threads it did give.
         let workers = (0..count)
@@ -149,13 +154,8 @@ impl Pool {
         self.wake(num_tasks - 1);
 
         shared.take_tasks(task, num_tasks);
-        shared.state.fetch_and(!OPEN, Ordering::AcqRel);
-        let mut spins = 0u32;
-        while shared.state.load(Ordering::Acquire) & JOINED != 0 {
-            spins += 1;
-            // On a machine with more runnable threads than cores the joined worker may need our core.
-            if spins > 20_000 { std::thread::yield_now() } else { std::hint::spin_loop() }
-        }
+        shared.state.fetch_and(!OPEN, Ordering::SeqCst);
+        shared.wait_until_left();
         let panic = shared.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
         shared.busy.store(false, Ordering::Release);
         if let Some(panic) = panic {
@@ -202,6 +202,38 @@ impl Shared {
         }
     }
 
+    /// Returns when no worker is joined any more.
+    ///
+    /// On a busy machine a joined worker may be off its core for milliseconds: the caller then sleeps until the worker
+    /// that leaves last wakes it. (To yield in a loop instead would cost it its own share of the cores.)
+    fn wait_until_left(&self) {
+        let left = || self.state.load(Ordering::SeqCst) & JOINED == 0;
+        let start = Instant::now();
+        while start.elapsed() < SPIN {
+            for _ in 0..32 {
+                if left() {
+                    return;
+                }
+                std::hint::spin_loop();
+            }
+        }
+        *self.caller.lock().unwrap_or_else(PoisonError::into_inner) = Some(std::thread::current());
+        self.waiting.store(true, Ordering::SeqCst);
+        while !left() {
+            std::thread::park();
+        }
+        self.waiting.store(false, Ordering::SeqCst);
+    }
+
+    /// Leaves a job; the last one to leave a closed job wakes the caller if it sleeps.
+    fn leave(&self) {
+        let before = self.state.fetch_sub(1, Ordering::SeqCst);
+        if before & (OPEN | JOINED) == 1 && self.waiting.load(Ordering::SeqCst) {
+            let caller = self.caller.lock().unwrap_or_else(PoisonError::into_inner);
+            caller.iter().for_each(Thread::unpark);
+        }
+    }
+
     fn work(&self, index: usize) {
         let mut seen = 0;
         while let Some(state) = self.next_job(index, seen) {
@@ -213,7 +245,7 @@ impl Shared {
             let job = unsafe { *self.job.get() };
             // SAFETY: as above; the caller of `run` keeps the closure alive until nobody is joined.
             self.take_tasks(unsafe { &*job.task }, job.num_tasks);
-            self.state.fetch_sub(1, Ordering::Release);
+            self.leave();
         }
     }
 
@@ -272,6 +304,22 @@ mod tests {
         for _ in 0..20 {
             std::thread::sleep(Duration::from_micros(200));
             count(&pool, 5);
+        }
+    }
+
+    #[test]
+    fn the_caller_waits_for_a_slow_worker() {
+        let pool = Pool::new(2);
+        for round in 0..40 {
+            let done = AtomicUsize::new(0);
+            let caller = std::thread::current().id();
+            pool.run(2, &|_| {
+                // Whichever task a worker took ends long after the caller's spinning.
+                let slow = std::thread::current().id() != caller;
+                std::thread::sleep(Duration::from_micros(if slow { 500 + 100 * (round % 7) } else { 50 }));
+                done.fetch_add(1, Ordering::SeqCst);
+            });
+            assert_eq!(done.load(Ordering::SeqCst), 2);
         }
     }
 
