@@ -1,5 +1,7 @@
 //! The integration tests: one binary, so that everything links once.
 
+#![allow(clippy::unwrap_used, reason = "a test says what went wrong by failing")]
+
 mod golden;
 mod parity;
 mod process;

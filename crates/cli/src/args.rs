@@ -86,6 +86,9 @@ pub struct ServeArgs {
     /// Blocks in the KV pool; sized from free memory if absent.
     #[arg(long, value_name = "BLOCKS")]
     pub num_gpu_blocks_override: Option<usize>,
+    /// Keep full KV blocks for later prompts (the default).
+    #[arg(long, overrides_with = "no_enable_prefix_caching")]
+    pub enable_prefix_caching: bool,
     /// Do not keep full KV blocks for later prompts.
     #[arg(long)]
     pub no_enable_prefix_caching: bool,

@@ -14,7 +14,7 @@ use crate::load::start;
 const DECODE_PROMPT: usize = 32;
 
 /// Prints one JSON object: every repetition of every measure, in tokens per second.
-pub fn bench(args: Box<BenchArgs>) -> Result<()> {
+pub fn bench(args: &BenchArgs) -> Result<()> {
     let widest = args.batch.iter().copied().max().unwrap_or(1);
     let began = Instant::now();
     let config = EngineConfig {

@@ -10,7 +10,7 @@ use crate::args::DoctorArgs;
 use crate::load;
 
 /// Prints what was found, one line each; fails at the first thing that does not work.
-pub fn doctor(args: DoctorArgs) -> Result<()> {
+pub fn doctor(args: &DoctorArgs) -> Result<()> {
     load::configure_kernels(&args.model)?;
     println!("moetrail    {}", env!("CARGO_PKG_VERSION"));
     println!("machine     {} {}", std::env::consts::ARCH, std::env::consts::OS);

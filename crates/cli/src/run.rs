@@ -13,13 +13,13 @@ use crate::serve::default_sampling;
 use crate::summary;
 
 /// Prints the continuation as it comes, then how it was routed.
-pub fn run(args: Box<RunArgs>) -> Result<()> {
+pub fn run(args: &RunArgs) -> Result<()> {
     let config = EngineConfig { max_num_seqs: 1, ..EngineConfig::default() };
     let loaded = start(&args.model, config)?;
     let handle = loaded.engine.handle();
     let info = handle.info().clone();
     let tokenizer = info.tokenizer.as_ref().context("run needs a tokenizer, and the checkpoint has none")?;
-    let prompt = encode(tokenizer, &args)?;
+    let prompt = encode(tokenizer, args)?;
     let defaults = default_sampling(&loaded.checkpoint);
     let room = info.max_model_len.saturating_sub(prompt.len());
     let request = GenerateRequest {

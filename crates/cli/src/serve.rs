@@ -11,7 +11,7 @@ use crate::args::ServeArgs;
 use crate::load::start;
 
 /// Serves until SIGTERM or ctrl-c, then lets running requests finish.
-pub fn serve(args: Box<ServeArgs>) -> Result<()> {
+pub fn serve(args: &ServeArgs) -> Result<()> {
     let rows_format = args
         .routed_experts_format
         .as_deref()

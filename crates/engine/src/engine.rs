@@ -112,7 +112,7 @@ impl EngineThread {
                 }
             };
             match command {
-                Command::Submit(key, request, events) => self.submit(key, request, events),
+                Command::Submit(key, request, events) => self.submit(key, *request, events),
                 Command::Abort(key) => self.abort(key),
                 Command::Shutdown => self.draining = true,
             }

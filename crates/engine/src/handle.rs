@@ -13,7 +13,7 @@ use crate::stats::EngineStats;
 
 /// A message to the engine thread.
 pub(crate) enum Command {
-    Submit(RequestKey, GenerateRequest, tokio_mpsc::UnboundedSender<Event>),
+    Submit(RequestKey, Box<GenerateRequest>, tokio_mpsc::UnboundedSender<Event>),
     Abort(RequestKey),
     Shutdown,
 }
@@ -56,6 +56,11 @@ impl EngineHandle {
         &self.stats
     }
 
+    /// Whether no new request is taken: shutdown has begun, or the engine thread has ended.
+    pub fn is_closed(&self) -> bool {
+        self.shared.closed.load(Ordering::Acquire)
+    }
+
     /// Requests accepted and not yet finished.
     pub fn num_live(&self) -> usize {
         self.shared.live.load(Ordering::Acquire)
@@ -67,7 +72,7 @@ impl EngineHandle {
     /// [`SubmitError::Invalid`] for a value out of range, [`SubmitError::Full`] if too many requests wait,
     /// [`SubmitError::Closed`] once shutdown has begun.
     pub fn submit(&self, request: GenerateRequest) -> Result<EventStream, SubmitError> {
-        if self.shared.closed.load(Ordering::Acquire) {
+        if self.is_closed() {
             return Err(SubmitError::Closed);
         }
         self.info.check(&request)?;
@@ -78,7 +83,7 @@ impl EngineHandle {
         }
         let key = RequestKey(self.shared.next_key.fetch_add(1, Ordering::Relaxed));
         let (sender, events) = tokio_mpsc::unbounded_channel();
-        if self.commands.send(Command::Submit(key, request, sender)).is_err() {
+        if self.commands.send(Command::Submit(key, Box::new(request), sender)).is_err() {
             self.shared.live.fetch_sub(1, Ordering::AcqRel);
             return Err(SubmitError::Closed);
         }

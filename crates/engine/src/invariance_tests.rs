@@ -17,12 +17,14 @@ use crate::{Engine, EngineConfig, EngineHandle, Event, EventStream, GenerateRequ
 
 const MODELS: [&str; 4] = ["qwen3_moe-a", "qwen3_moe-b", "olmoe-b", "mixtral-b"];
 
+/// `(id, bits of the log-probability, rank, bits of the alternatives)`.
+type LogprobBits = (u32, u32, u32, Vec<(u32, u32)>);
+
 /// What a client sees of one choice, bit for bit.
 #[derive(Debug, Clone, PartialEq, Default)]
 struct Seen {
     tokens: Vec<u32>,
-    /// `(id, bits of the log-probability, rank, bits of the alternatives)`.
-    logprobs: Vec<(u32, u32, u32, Vec<(u32, u32)>)>,
+    logprobs: Vec<LogprobBits>,
     rows: Option<Result<(usize, Vec<u8>), String>>,
     finish: Option<&'static str>,
 }
@@ -34,7 +36,7 @@ struct Outcome {
     failed: Option<String>,
 }
 
-fn bits(entry: &TokenLogprobs) -> (u32, u32, u32, Vec<(u32, u32)>) {
+fn bits(entry: &TokenLogprobs) -> LogprobBits {
     let top = entry.top.iter().map(|(id, logprob)| (*id, logprob.to_bits())).collect();
     (entry.token_id, entry.logprob.to_bits(), entry.rank, top)
 }
@@ -192,6 +194,12 @@ fn expect(alone: &EngineHandle, arrivals: &mut [Arrival]) -> Vec<Outcome> {
             arrivals[i].after_events = usize::MAX;
         }
         outcomes.extend(run_all(alone, &arrivals[i..=i]));
+        if arrivals[i].request.sampling.n > 1 {
+            let mut single = arrivals[i].clone();
+            single.request.sampling.n = 1;
+            let single = run_all(alone, &[single]).remove(0);
+            assert_eq!(outcomes[i].choices[&0], single.choices[&0], "choice 0 of n > 1 differs from n = 1");
+        }
     }
     outcomes
 }

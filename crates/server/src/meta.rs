@@ -12,8 +12,9 @@ use crate::state::AppState;
 /// A text of more bytes is tokenized off the async workers.
 const LARGE_TEXT: usize = 32 << 10;
 
-pub(crate) async fn health() -> StatusCode {
-    StatusCode::OK
+/// 503 once the engine takes no request any more, so that a router sends none.
+pub(crate) async fn health(State(state): State<AppState>) -> StatusCode {
+    if state.engine().is_closed() { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK }
 }
 
 pub(crate) async fn version() -> Response {
