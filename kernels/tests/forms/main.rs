@@ -10,4 +10,5 @@ mod product;
 mod qkv;
 mod router;
 mod rows;
+mod tensors;
 mod toss;
