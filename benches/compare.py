@@ -37,12 +37,14 @@ def arguments():
     ap.add_argument("--batch", default="1,8")
     ap.add_argument("--gen-len", type=int, default=33)
     ap.add_argument("--pairs", type=int, default=20, help="pairs of runs with and without capture")
-    ap.add_argument("--lull", type=float, default=10, help="seconds to wait at most, before each run, for others to be idle")
+    ap.add_argument("--pair-prompt-len", type=int, default=128)
+    ap.add_argument("--pair-gen-len", type=int, default=17)
+    ap.add_argument("--lull", type=float, default=3, help="seconds to wait at most, before each run, for others to be idle")
     ap.add_argument("--quick", action="store_true", help="a small checkpoint, few runs: tries the script, measures nothing")
     a = ap.parse_args()
     a.size = "1b"
     if a.quick:
-        a.size, a.rounds, a.reps, a.gen_len, a.pairs, a.lull = "small", 1, 1, 9, 2, 1
+        a.size, a.rounds, a.reps, a.gen_len, a.pair_gen_len, a.pairs, a.lull = "small", 1, 1, 9, 9, 2, 1
     a.checkpoint = a.checkpoint or ROOT / f"target/bench/qwen3_moe-{a.size}"
     return a
 
@@ -73,18 +75,18 @@ def watched(a, command):
     return run
 
 
-def moetrail(a, reps, capture=True):
+def moetrail(a, prompt_len, gen_len, reps, capture=True):
     # A short context keeps the KV pool small, so that the bound on memory means something.
-    longest = max(a.prompt_len, 32 + a.gen_len) + 1
+    longest = max(prompt_len, 32 + gen_len) + 1
     command = [a.binary, "bench", a.checkpoint, "--dtype", "bfloat16", "--threads", a.threads, "--max-model-len", longest,
-               "--prompt-len", a.prompt_len, "--batch", a.batch, "--gen-len", a.gen_len, "--reps", reps]
+               "--prompt-len", prompt_len, "--batch", a.batch, "--gen-len", gen_len, "--reps", reps]
     run = watched(a, command + ([] if capture else ["--no-capture"]))
     stderr = run.pop("stderr")
     return dict(run, engine="moetrail", **{field: logged(stderr, field) for field in ("packed_mib", "kv_mib", "ring_kib")})
 
 
 def transformers(a):
-    command = [a.python, ROOT / "benches/hf.py", a.checkpoint, "--threads", a.threads, "--prompt-len", a.prompt_len,
+    command = [a.python, ROOT / "benches/hf.py", a.checkpoint, "--threads", ",".join(map(str, sorted({1, a.threads}))), "--prompt-len", a.prompt_len,
                "--batch", a.batch, "--gen-len", a.gen_len, "--reps", a.reps]
     run = watched(a, command)
     run.pop("stderr")
@@ -108,14 +110,14 @@ def main():
                   versions=versions(a), checkpoint=Weights(a.checkpoint).summary(), limits=[machine.limits(a.threads)], rounds=[], pairs=[])
     for index in range(a.rounds):
         say(f"round {index + 1} of {a.rounds}")
-        runs = [lambda: moetrail(a, a.reps), lambda: transformers(a)]
+        runs = [lambda: moetrail(a, a.prompt_len, a.gen_len, a.reps), lambda: transformers(a)]
         # Whoever runs second may find a warmer or a slower machine: the order alternates.
         found = [run() for run in (runs if index % 2 == 0 else runs[::-1])]
         result["rounds"].append({run["engine"]: run for run in found})
     for index in range(a.pairs):
         say(f"capture on and off, pair {index + 1} of {a.pairs}")
         order = [True, False] if index % 2 == 0 else [False, True]
-        result["pairs"].append({("on" if capture else "off"): moetrail(a, reps=1, capture=capture) for capture in order})
+        result["pairs"].append({("on" if capture else "off"): moetrail(a, a.pair_prompt_len, a.pair_gen_len, reps=1, capture=capture) for capture in order})
     # Once more at the end: the best of both is the limit, should the machine have been busy or slow at one of them.
     machine.wait_for_lull(a.lull)
     result["limits"].append(machine.limits(a.threads))

@@ -1,7 +1,8 @@
 """transformers on the CPU: the measures of `moetrail bench`, with its prompts, as one JSON object.
 
-The model's forward is called directly, without `generate` and its bookkeeping. Of the ways in which transformers computes
-experts, a short trial picks the fastest for each measure.
+The model's forward is called directly, without `generate` and its bookkeeping. A short trial picks, for each measure, the
+fastest number of threads and the fastest of the ways in which transformers computes experts: on a busy machine two threads
+that wait for each other are many times slower than one, and a comparison with them would say nothing.
 """
 import argparse
 import json
@@ -13,8 +14,9 @@ import transformers
 from transformers import AutoModelForCausalLM
 
 DECODE_PROMPT = 32  # as in `moetrail bench`
-TRIAL_STEPS = 4
-ENOUGH_SECONDS = 30  # after these, a measure is not repeated: on a busy machine the peer's threads wait for each other very long
+TRIAL_STEPS = 3
+HOPELESS = 2  # a warm-up this many times slower than the best trial so far is not tried further
+ENOUGH_SECONDS = 30  # after these, a measure is not repeated
 
 
 def prompt(length, salt, vocab):
@@ -22,8 +24,7 @@ def prompt(length, salt, vocab):
 
 
 class Peer:
-    def __init__(self, folder, dtype, threads):
-        torch.set_num_threads(threads)
+    def __init__(self, folder, dtype):
         transformers.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()
         began = time.perf_counter()
@@ -66,19 +67,30 @@ class Peer:
         return statistics.mean(counts)
 
 
-def measure(peer, implementations, trial, run, tokens, reps):
-    """Tokens per second of `reps` runs with the implementation that the trial found fastest."""
-    trials = {}
-    for name in implementations:
-        peer.model.set_experts_implementation(name)
-        trial()
-        trials[name] = trial()
-    fastest = min(trials, key=trials.get)
-    peer.model.set_experts_implementation(fastest)
+def fastest(peer, implementations, threads, trial):
+    """Sets the number of threads and the form of experts with which the trial is shortest. Returns every trial."""
+    trials = []
+    best = lambda: min(trials, key=lambda tried: tried["seconds"])
+    for count in threads:
+        for name in implementations:
+            torch.set_num_threads(count)
+            peer.model.set_experts_implementation(name)
+            warm_up = trial()
+            if trials and warm_up > HOPELESS * best()["seconds"]:
+                trials.append(dict(threads=count, experts=name, seconds=warm_up))
+                break
+            trials.append(dict(threads=count, experts=name, seconds=trial()))
+    torch.set_num_threads(best()["threads"])
+    peer.model.set_experts_implementation(best()["experts"])
+    return dict(best(), trials=trials)
+
+
+def repeat(run, tokens, reps):
+    """Tokens per second of `reps` runs, or of as many as fit the time."""
     seconds = []
     while len(seconds) < reps and sum(seconds) < ENOUGH_SECONDS:
         seconds.append(run(len(seconds) + 1))
-    return dict(experts=fastest, trial_seconds=trials, tokens_per_second=[tokens / each for each in seconds])
+    return [tokens / each for each in seconds]
 
 
 def main():
@@ -88,22 +100,22 @@ def main():
     ap.add_argument("--batch", type=lambda text: [int(word) for word in text.split(",")], default=[1, 8])
     ap.add_argument("--gen-len", type=int, default=65)
     ap.add_argument("--reps", type=int, default=3)
-    ap.add_argument("--threads", type=int, default=2)
+    ap.add_argument("--threads", type=lambda text: [int(word) for word in text.split(",")], default=[1, 2])
     ap.add_argument("--dtype", default="bfloat16")
-    ap.add_argument("--experts", type=lambda text: text.split(","), default=["eager", "grouped_mm"])
+    ap.add_argument("--experts", type=lambda text: text.split(","), default=["grouped_mm", "eager"])
     a = ap.parse_args()
-    peer = Peer(a.checkpoint, getattr(torch, a.dtype), a.threads)
+    peer = Peer(a.checkpoint, getattr(torch, a.dtype))
     results, steps = [], a.gen_len - 1
     with torch.inference_mode():
-        run = lambda rep: peer.prefill(a.prompt_len, rep)
-        found = measure(peer, a.experts, lambda: run(0), run, a.prompt_len, a.reps)
-        results.append(dict(measure="prefill", tokens=a.prompt_len, **found))
+        chosen = fastest(peer, a.experts, a.threads, lambda: peer.prefill(a.prompt_len, 0))
+        rates = repeat(lambda rep: peer.prefill(a.prompt_len, rep), a.prompt_len, a.reps)
+        results.append(dict(measure="prefill", tokens=a.prompt_len, tokens_per_second=rates, chosen=chosen))
         for batch in a.batch:
-            trial = lambda: peer.decode(batch, min(TRIAL_STEPS, steps), 0)
-            found = measure(peer, a.experts, trial, lambda rep: peer.decode(batch, steps, rep), batch * steps, a.reps)
-            results.append(dict(measure="decode", batch=batch, tokens=a.gen_len, distinct_experts=peer.distinct(batch), **found))
-    print(json.dumps(dict(threads=torch.get_num_threads(), load_seconds=peer.load_seconds, torch=torch.__version__,
-                          transformers=transformers.__version__, results=results)))
+            chosen = fastest(peer, a.experts, a.threads, lambda: peer.decode(batch, min(TRIAL_STEPS, steps), 0))
+            rates = repeat(lambda rep: peer.decode(batch, steps, rep), batch * steps, a.reps)
+            results.append(dict(measure="decode", batch=batch, tokens=a.gen_len, tokens_per_second=rates, chosen=chosen,
+                                distinct_experts=peer.distinct(batch)))
+    print(json.dumps(dict(load_seconds=peer.load_seconds, torch=torch.__version__, transformers=transformers.__version__, results=results)))
 
 
 if __name__ == "__main__":

@@ -97,7 +97,7 @@ def watch(command, env=None, every=0.02):
         stdout, stderr = out.read(), err.read()
     if process.returncode != 0:
         raise RuntimeError(f"{command} ended with {process.returncode}: {stderr[-2000:]}")
-    (busy_after, steal_after), capacity = busy_seconds(), seconds * os.cpu_count()
-    others = (busy_after - busy - (own_seconds() - own)) / capacity
-    return dict(stdout=stdout, stderr=stderr, peak_anonymous=peak, seconds=round(seconds, 2),
+    (busy_after, steal_after), capacity, spent = busy_seconds(), seconds * os.cpu_count(), own_seconds() - own
+    others = (busy_after - busy - spent) / capacity
+    return dict(stdout=stdout, stderr=stderr, peak_anonymous=peak, seconds=round(seconds, 2), cpu_seconds=round(spent, 3),
                 others_share=round(others, 4), steal_share=round((steal_after - steal) / capacity, 4))

@@ -29,9 +29,9 @@ def best_limits(result):
     return best
 
 
-def keys(result):
+def keys(run):
     """(measure, batch, tokens) in the order in which they were taken."""
-    return [(found["measure"], found.get("batch"), found["tokens"]) for found in result["rounds"][0]["moetrail"]["report"]["results"]]
+    return [(found["measure"], found.get("batch"), found["tokens"]) for found in run["report"]["results"]]
 
 
 def speed(result, weights, limit, measure, batch, tokens):
@@ -40,7 +40,7 @@ def speed(result, weights, limit, measure, batch, tokens):
     ratios = [a / b for a, b in zip(ours, theirs)]
     line = dict(measure=measure, batch=batch, tokens=tokens, moetrail=median(ours), transformers=median(theirs), ratio=median(ratios), ratios=ratios)
     peer = [next(f for f in r["transformers"]["report"]["results"] if (f["measure"], f.get("batch")) == (measure, batch)) for r in result["rounds"]]
-    line["experts"] = sorted({found["experts"] for found in peer})
+    line["chosen"] = sorted({f"{found['chosen']['experts']} with {found['chosen']['threads']}" for found in peer})
     if measure == "prefill":
         line["gflop_per_token"] = weights.prefill_flops(tokens) / tokens / 1e9
         peaks = {name: limit[name] for name in ("f32_gflop_s", "bf16_dot_gflop_s", "bf16_tile_gflop_s") if name in limit}
@@ -57,11 +57,18 @@ def speed(result, weights, limit, measure, batch, tokens):
     return line
 
 
-def capture(result, measure, batch, tokens):
-    """Speed with capture over speed without, pair by pair."""
-    ratios = [median(rates(pair["on"], measure, batch)) / median(rates(pair["off"], measure, batch)) for pair in result["pairs"]]
+def paired(result, value, **name):
+    """A figure with capture over the same figure without, pair by pair."""
+    ratios = [value(pair["on"]) / value(pair["off"]) for pair in result["pairs"]]
     low, high = interval(ratios)
-    return dict(measure=measure, batch=batch, tokens=tokens, pairs=len(ratios), median=median(ratios), low=low, high=high, ratios=ratios)
+    return dict(**name, pairs=len(ratios), median=median(ratios), low=low, high=high, ratios=ratios)
+
+
+def capture(result):
+    """Speed with capture over speed without, and the same of processor time, which a busy machine disturbs less."""
+    lines = [paired(result, lambda run: median(rates(run, measure, batch)), measure=measure, batch=batch, tokens=tokens)
+             for measure, batch, tokens in keys(result["pairs"][0]["on"])]
+    return lines + [paired(result, lambda run: run["cpu_seconds"], measure="cpu")]
 
 
 def memory(result):
@@ -78,14 +85,16 @@ def summary(result, weights):
     limit = best_limits(result)
     runs = [run for group in result["rounds"] + result["pairs"] for run in group.values()]
     return dict(limits=limit,
-                speed=[speed(result, weights, limit[str(result["threads"])], *key) for key in keys(result)],
-                capture=[capture(result, *key) for key in keys(result)] if result["pairs"] else [],
+                speed=[speed(result, weights, limit[str(result["threads"])], *key) for key in keys(result["rounds"][0]["moetrail"])],
+                capture=capture(result) if result["pairs"] else [],
                 load_seconds={engine: [round_[engine]["report"]["load_seconds"] for round_ in result["rounds"]] for engine in ENGINES},
                 memory=memory(result), runs=len(runs), busy_runs=sum(run["busy"] for run in runs),
                 others_share=[min(run["others_share"] for run in runs), median(run["others_share"] for run in runs), max(run["others_share"] for run in runs)])
 
 
 def label(line):
+    if line["measure"] == "cpu":
+        return "processor seconds of the whole process, load included"
     return f"prefill {line['tokens']}" if line["measure"] == "prefill" else f"decode, batch {line['batch']}"
 
 
@@ -98,7 +107,8 @@ def table(head, rows):
 
 
 def speed_row(line):
-    row = [label(line), f"{line['moetrail']:.1f}", f"{line['transformers']:.1f}", f"**{line['ratio']:.2f}** ({min(line['ratios']):.2f}–{max(line['ratios']):.2f})"]
+    row = [label(line), *(f"{line[engine]:.1f}" for engine in ENGINES),
+           f"**{line['ratio']:.2f}** ({min(line['ratios']):.2f}–{max(line['ratios']):.2f})"]
     for engine in ENGINES:
         share = line[f"{engine}_share"]
         if line["measure"] == "prefill":
@@ -129,7 +139,7 @@ def notes(result):
     steps = "; ".join(f"batch {line['batch']}: {line['bytes_per_step'] / 1e6:.0f} MB a step, {line['distinct_experts']:.1f} experts a layer "
                       f"({line['distinct_if_uniform']:.1f} if routing were uniform)" for line in found["speed"] if line["measure"] == "decode")
     prompt = next(line for line in found["speed"] if line["measure"] == "prefill")
-    experts = "; ".join(f"{label(line)}: {' or '.join(line['experts'])}" for line in found["speed"])
+    chosen = "; ".join(f"{label(line)}: {' or '.join(line['chosen'])}" for line in found["speed"])
     low, middle, high = found["others_share"]
     busy = f"{found['busy_runs']} of {found['runs']} runs were {'**busy**' if found['busy_runs'] else 'busy'} (others above 10 %)"
     return [f"- Machine: {machine['cpu']} (family {machine['family']}, model {machine['model']}), {machine['processors']} processors"
@@ -141,7 +151,7 @@ def notes(result):
             f"- moetrail: commit {made['commit']}{' with uncommitted changes' if made['uncommitted_changes'] else ''}, "
             f"{first['moetrail']['report']['kernels']} kernels, capture on and every row drained.",
             f"- transformers {first['transformers']['report']['transformers']}, torch {first['transformers']['report']['torch']}, "
-            f"the fastest form of experts in a trial ({experts}).",
+            f"form of experts and threads as fastest in a trial ({chosen}); moetrail always {threads}.",
             f"- {len(result['rounds'])} rounds, engines in turn; a ratio is taken within a round. Others used {low:.0%} to {high:.0%} of the machine "
             f"during a run (median {middle:.0%}); {busy}.",
             f"- {result['date']}, {result['seconds']} s in all.", ""]
