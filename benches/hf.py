@@ -5,7 +5,9 @@ fastest number of threads and the fastest of the ways in which transformers comp
 that wait for each other are many times slower than one, and a comparison with them would say nothing.
 """
 import argparse
+import itertools
 import json
+import math
 import statistics
 import time
 
@@ -14,8 +16,8 @@ import transformers
 from transformers import AutoModelForCausalLM
 
 DECODE_PROMPT = 32  # as in `moetrail bench`
-TRIAL_STEPS = 3
-HOPELESS = 2  # a warm-up this many times slower than the best trial so far is not tried further
+TRIAL_STEPS = 2
+HOPELESS = 3  # what is this many times slower than the best gets no second chance
 ENOUGH_SECONDS = 30  # after these, a measure is not repeated
 
 
@@ -67,22 +69,29 @@ class Peer:
         return statistics.mean(counts)
 
 
+def useful(peer, threads):
+    """The numbers of threads that are worth a trial."""
+    seconds = {}
+    for count in threads:
+        torch.set_num_threads(count)
+        peer.decode(1, 1, 0)
+        seconds[count] = peer.decode(1, 1, 0)
+    return [count for count in threads if seconds[count] < HOPELESS * min(seconds.values())]
+
+
 def fastest(peer, implementations, threads, trial):
     """Sets the number of threads and the form of experts with which the trial is shortest. Returns every trial."""
     trials = []
-    best = lambda: min(trials, key=lambda tried: tried["seconds"])
-    for count in threads:
-        for name in implementations:
-            torch.set_num_threads(count)
-            peer.model.set_experts_implementation(name)
-            warm_up = trial()
-            if trials and warm_up > HOPELESS * best()["seconds"]:
-                trials.append(dict(threads=count, experts=name, seconds=warm_up))
-                break
-            trials.append(dict(threads=count, experts=name, seconds=trial()))
-    torch.set_num_threads(best()["threads"])
-    peer.model.set_experts_implementation(best()["experts"])
-    return dict(best(), trials=trials)
+    for count, name in itertools.product(threads, implementations):
+        torch.set_num_threads(count)
+        peer.model.set_experts_implementation(name)
+        warm_up = trial()
+        hopeless = warm_up > HOPELESS * min((tried["seconds"] for tried in trials), default=math.inf)
+        trials.append(dict(threads=count, experts=name, seconds=warm_up if hopeless else trial()))
+    best = min(trials, key=lambda tried: tried["seconds"])
+    torch.set_num_threads(best["threads"])
+    peer.model.set_experts_implementation(best["experts"])
+    return dict(best, trials=trials)
 
 
 def repeat(run, tokens, reps):
@@ -107,11 +116,12 @@ def main():
     peer = Peer(a.checkpoint, getattr(torch, a.dtype))
     results, steps = [], a.gen_len - 1
     with torch.inference_mode():
-        chosen = fastest(peer, a.experts, a.threads, lambda: peer.prefill(a.prompt_len, 0))
+        threads = useful(peer, a.threads)
+        chosen = fastest(peer, a.experts, threads, lambda: peer.prefill(a.prompt_len, 0))
         rates = repeat(lambda rep: peer.prefill(a.prompt_len, rep), a.prompt_len, a.reps)
         results.append(dict(measure="prefill", tokens=a.prompt_len, tokens_per_second=rates, chosen=chosen))
         for batch in a.batch:
-            chosen = fastest(peer, a.experts, a.threads, lambda: peer.decode(batch, min(TRIAL_STEPS, steps), 0))
+            chosen = fastest(peer, a.experts, threads, lambda: peer.decode(batch, min(TRIAL_STEPS, steps), 0))
             rates = repeat(lambda rep: peer.decode(batch, steps, rep), batch * steps, a.reps)
             results.append(dict(measure="decode", batch=batch, tokens=a.gen_len, tokens_per_second=rates, chosen=chosen,
                                 distinct_experts=peer.distinct(batch)))
