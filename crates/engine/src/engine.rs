@@ -8,7 +8,6 @@ use std::time::Instant;
 
 use moetrail_kernels::KvPool;
 use moetrail_models::Decoder;
-use moetrail_routes::ExpertRows;
 use moetrail_sched::{Batch, BlockHash, CacheScope, NewSequence, RequestKey, Scheduler, SeqId};
 use rustc_hash::FxHashMap;
 use tokio::sync::mpsc::UnboundedSender;
@@ -164,9 +163,9 @@ impl EngineThread {
             self.scheduler.remove(*seq);
             self.choices.remove(seq);
         }
+        self.shared.live.fetch_sub(1, Ordering::AcqRel);
         // A client that is gone does not need to know.
         let _ = live.events.send(Event::Failed(error));
-        self.shared.live.fetch_sub(1, Ordering::AcqRel);
     }
 
     pub(crate) fn fail_all(&mut self, message: &str) {
@@ -192,35 +191,38 @@ impl EngineThread {
         let forwarded = sequence.max_computed_tokens();
         // The last sampled token was never forwarded: it has no row.
         let upto = forwarded.min(sequence.prompt_len() + choice.num_output.saturating_sub(1));
-        let mut rows = choice.rows.take().filter(|_| forwarded > 0);
+        let key = sequence.request();
+        let Some(live) = self.live.get_mut(&key) else { return };
+        // Rows for a client that is gone would be copied for nothing.
+        let mut rows = choice.rows.take().filter(|_| forwarded > 0 && !live.events.is_closed());
         if let Some(rows) = &mut rows {
             self.capture.drain(sequence, self.scheduler.pool(), rows, upto.min(sequence.num_computed_tokens()));
         }
-        let key = sequence.request();
         self.scheduler.remove(seq);
-        let Some(live) = self.live.get_mut(&key) else { return };
         if reason == FinishReason::Abort {
             text.push_str(&choice.flush(&mut None));
         }
-        let start = live.request.routed_experts_start;
         let rows_of_others = rows.as_ref().map_or(0, |rows| rows.rows_of_others);
         let routed_experts = rows.and_then(|rows| self.capture.deliver(rows, upto));
-        let num_rows = routed_experts.as_ref().and_then(|rows| rows.as_ref().ok()).map(ExpertRows::num_rows);
-        let finish = Finish { reason, stop_reason, routed_experts };
-        let delta = ChoiceDelta { index: choice.index, token_ids, text, logprobs, finish: Some(finish) };
-        let delivered = live.events.send(Event::Choice(delta)).is_ok();
-        if let (true, Some(num_rows), Some(start)) = (delivered, num_rows, start) {
-            self.stats.rows_returned.inc_by(num_rows as u64);
+        // Everything is counted before the client learns of the end, and may look.
+        if let (Some(Ok(rows)), Some(start)) = (&routed_experts, live.request.routed_experts_start) {
+            self.stats.rows_returned.inc_by(rows.num_rows() as u64);
             self.stats.rows_trimmed.inc_by(start.min(forwarded) as u64);
             self.stats.rows_prefix_cached.inc_by(rows_of_others as u64);
         }
         self.stats.request_success.get_or_create(&FinishedReason { finished_reason: reason.as_str() }).inc();
+        let finish = Finish { reason, stop_reason, routed_experts };
+        let delta = ChoiceDelta { index: choice.index, token_ids, text, logprobs, finish: Some(finish) };
+        let events = live.events.clone();
         live.seqs.retain(|other| *other != seq);
         if live.seqs.is_empty() {
             self.stats.e2e_request_latency.observe(live.arrived.elapsed().as_secs_f64());
             self.live.remove(&key);
             self.shared.live.fetch_sub(1, Ordering::AcqRel);
         }
+        self.publish_gauges();
+        // A client that is gone is noticed when its stream is dropped.
+        let _ = events.send(Event::Choice(delta));
     }
 
     /// Splits a request whose prompt is computed into its choices. The prompt's rows are drained once, before.
