@@ -28,7 +28,7 @@ def describe():
     memory = next(int(line.split()[1]) for line in open("/proc/meminfo") if line.startswith("MemTotal:"))
     return dict(cpu=info.get("model name", platform.machine()), family=info.get("cpu family"), model=info.get("model"),
                 processors=len(os.sched_getaffinity(0)), flags=[flag for flag in FLAGS if flag in flags], caches=caches,
-                memory_gib=round(memory / 2**20, 1), kernel=platform.release(), hypervisor="hypervisor" in flags)
+                memory_gib=round(memory / 2**20, 1), kernel=platform.release().split("-")[0], hypervisor="hypervisor" in flags)
 
 
 def compiler():
