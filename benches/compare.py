@@ -72,6 +72,7 @@ def watched(a, command):
     run = machine.watch(command, env={"NO_COLOR": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": str(a.threads)})
     run["busy"] = run["others_share"] > BUSY
     run["report"] = json.loads(run.pop("stdout").splitlines()[-1])
+    run["report"].pop("model", None)  # a path of this machine; the checkpoint is told once, above
     return run
 
 

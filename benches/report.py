@@ -94,7 +94,7 @@ def summary(result, weights):
 
 def label(line):
     if line["measure"] == "cpu":
-        return "processor seconds of the whole process, load included"
+        return "processor seconds of the whole process, load and self-check included"
     return f"prefill {line['tokens']}" if line["measure"] == "prefill" else f"decode, batch {line['batch']}"
 
 
