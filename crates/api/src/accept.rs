@@ -8,9 +8,11 @@ use serde_json::Value;
 
 use crate::body::read;
 use crate::error::ApiError;
+use crate::head::Head;
 use crate::output::RequestOutput;
 use crate::rows::{RowsAsk, RowsFormat};
 use crate::sampling::DefaultSampling;
+use crate::stream_options::Streaming;
 use crate::{chat, completions, generate};
 
 /// The shape of a generation request and of its answer.
@@ -83,18 +85,18 @@ pub(crate) struct CommonFields {
     request_id: Option<String>,
     cache_salt: Option<String>,
     priority: Option<i64>,
-    pub(crate) kv_transfer_params: Option<Value>,
-    pub(crate) return_token_ids: Option<bool>,
-    pub(crate) return_tokens_as_token_ids: Option<bool>,
+    kv_transfer_params: Option<Value>,
+    return_token_ids: Option<bool>,
+    return_tokens_as_token_ids: Option<bool>,
 }
 
 /// The common fields, checked.
 pub(crate) struct Common {
-    pub(crate) fields: CommonFields,
+    fields: CommonFields,
     /// Id of the answer.
-    pub(crate) id: String,
+    id: String,
     /// The model's name as the client calls it.
-    pub(crate) model: String,
+    model: String,
     unique: String,
     priority: i32,
 }
@@ -146,6 +148,31 @@ impl Common {
         }
         request.routed_experts_start = rows.start_for(request.prompt.len(), info)?;
         Ok(request)
+    }
+
+    /// What the answer repeats; `sampling` is that of every prompt.
+    pub(crate) fn into_head(
+        self,
+        context: &RequestContext<'_>,
+        streaming: Streaming,
+        rows_format: RowsFormat,
+        prompts: Vec<Arc<[u32]>>,
+        sampling: &SamplingParams,
+    ) -> Head {
+        Head {
+            id: self.id,
+            created: context.created,
+            model: self.model,
+            tokenizer: context.info.tokenizer.clone(),
+            streaming,
+            rows_format,
+            prompts,
+            n: sampling.n,
+            with_logprobs: sampling.logprobs.is_some(),
+            return_token_ids: self.fields.return_token_ids.unwrap_or(false),
+            tokens_as_ids: self.fields.return_tokens_as_token_ids.unwrap_or(false),
+            kv_transfer_params: self.fields.kv_transfer_params,
+        }
     }
 }
 

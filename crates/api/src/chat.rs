@@ -9,7 +9,6 @@ use crate::accept::{Accepted, Common, RequestContext, room};
 use crate::body::{Object, read};
 use crate::chat_reply::ChatReply;
 use crate::error::ApiError;
-use crate::head::Head;
 use crate::rows::{NestedStart, RowsFields, RowsFormat};
 use crate::sampling::{Range, SamplingFields};
 use crate::stream_options::StreamFields;
@@ -105,8 +104,6 @@ pub(crate) fn accept(body: &[u8], context: &RequestContext<'_>) -> Result<Accept
 
     let prompt = conversation.tokenize(info)?;
     sampling.max_tokens = newer.or(older).unwrap_or_else(|| room(info, prompt.len()));
-    let n = sampling.n;
-    let with_logprobs = sampling.logprobs.is_some();
     let spell = |param: &str| match param {
         "prompt" => "messages".to_owned(),
         "max_tokens" if newer.is_some() => "max_completion_tokens".to_owned(),
@@ -114,20 +111,7 @@ pub(crate) fn accept(body: &[u8], context: &RequestContext<'_>) -> Result<Accept
         param => param.to_owned(),
     };
     let request = common.request(0, prompt.into(), sampling, &rows, info, spell)?;
-    let head = Head {
-        id: common.id,
-        created: context.created,
-        model: common.model,
-        tokenizer: info.tokenizer.clone(),
-        streaming,
-        rows_format: rows.format,
-        prompts: vec![request.prompt.clone()],
-        n,
-        with_logprobs,
-        return_token_ids: common.fields.return_token_ids.unwrap_or(false),
-        tokens_as_ids: common.fields.return_tokens_as_token_ids.unwrap_or(false),
-        kv_transfer_params: common.fields.kv_transfer_params,
-    };
+    let head = common.into_head(context, streaming, rows.format, vec![request.prompt.clone()], &request.sampling);
     Ok(Accepted { requests: vec![request], stream: streaming.enabled, reply: Box::new(ChatReply::new(head)) })
 }
 

@@ -9,7 +9,6 @@ use crate::accept::{Accepted, Common, RequestContext, room};
 use crate::body::read;
 use crate::completion_reply::CompletionReply;
 use crate::error::ApiError;
-use crate::head::Head;
 use crate::prompt::PromptField;
 use crate::rows::{NestedStart, RowsFields, RowsFormat};
 use crate::sampling::{Range, SamplingFields};
@@ -72,20 +71,8 @@ pub(crate) fn accept(body: &[u8], context: &RequestContext<'_>) -> Result<Accept
         })
         .collect::<Result<_, _>>()?;
 
-    let head = Head {
-        id: common.id,
-        created: context.created,
-        model: common.model,
-        tokenizer: info.tokenizer.clone(),
-        streaming,
-        rows_format: rows.format,
-        prompts: prompts.iter().map(|prompt| prompt.ids.clone()).collect(),
-        n: sampling.n,
-        with_logprobs: sampling.logprobs.is_some(),
-        return_token_ids: common.fields.return_token_ids.unwrap_or(false),
-        tokens_as_ids: common.fields.return_tokens_as_token_ids.unwrap_or(false),
-        kv_transfer_params: common.fields.kv_transfer_params,
-    };
+    let ids = prompts.iter().map(|prompt| prompt.ids.clone()).collect();
+    let head = common.into_head(context, streaming, rows.format, ids, &sampling);
     let echoed = echo.then(|| prompts.into_iter().map(|prompt| prompt.text).collect());
     // vLLM fills prompt_logprobs for an echo, and shows them only where they were asked for by that name.
     let show_prompt_logprobs = settings.asks_for_prompt_logprobs();

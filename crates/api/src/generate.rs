@@ -6,7 +6,6 @@ use crate::accept::{Accepted, Common, RequestContext, room};
 use crate::body::{Object, read};
 use crate::error::ApiError;
 use crate::generate_reply::{GenerateReply, OutputMode};
-use crate::head::Head;
 use crate::rows::{NestedStart, RowsFields, RowsFormat};
 use crate::sampling::{DefaultSampling, Range, SamplingFields};
 use crate::stream_options::StreamFields;
@@ -67,27 +66,13 @@ pub(crate) fn accept(body: &[u8], context: &RequestContext<'_>) -> Result<Accept
     let max_tokens = range.count("max_tokens", settings.max_tokens, 0)?;
     sampling.max_tokens = max_tokens.unwrap_or_else(|| room(info, prompt.len()));
 
-    let n = sampling.n;
-    let with_logprobs = sampling.logprobs.is_some();
     let spell = |param: &str| match param {
         "prompt" => "token_ids".to_owned(),
         param => format!("{PREFIX}{param}"),
     };
     let request = common.request(0, prompt.into(), sampling, &rows, info, spell)?;
-    let head = Head {
-        id: common.id,
-        created: context.created,
-        model: common.model,
-        tokenizer: info.tokenizer.clone(),
-        streaming,
-        rows_format: rows.format,
-        prompts: vec![request.prompt.clone()],
-        n,
-        with_logprobs,
-        return_token_ids: common.fields.return_token_ids.unwrap_or(false),
-        tokens_as_ids: true,
-        kv_transfer_params: common.fields.kv_transfer_params,
-    };
+    let mut head = common.into_head(context, streaming, rows.format, vec![request.prompt.clone()], &request.sampling);
+    head.tokens_as_ids = true;
     let reply = Box::new(GenerateReply::new(head, mode));
     Ok(Accepted { requests: vec![request], stream: streaming.enabled, reply })
 }

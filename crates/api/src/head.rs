@@ -94,7 +94,7 @@ impl StreamCounts {
         self.cached[prompt] = cached_tokens;
     }
 
-    /// Adds tokens of a choice; whether they are its first.
+    /// Adds tokens of a choice.
     pub(crate) fn add(&mut self, choice: usize, tokens: usize) {
         self.completion[choice] += tokens;
     }

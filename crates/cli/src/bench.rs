@@ -3,12 +3,13 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
-use moetrail_engine::{EngineConfig, EngineHandle, Event, GenerateRequest, SamplingParams};
+use moetrail_engine::{EngineConfig, EngineHandle, Event, GenerateRequest};
 use moetrail_kernels::{Form, pool};
 use serde_json::json;
 
 use crate::args::BenchArgs;
 use crate::load::start;
+use crate::probe::greedy;
 
 /// Prompt tokens of the decode runs.
 const DECODE_PROMPT: usize = 32;
@@ -65,21 +66,8 @@ pub fn bench(args: &BenchArgs) -> Result<()> {
 fn request(handle: &EngineHandle, prompt_len: usize, max_tokens: usize, salt: usize, rows: bool) -> GenerateRequest {
     let vocab = handle.info().vocab_size;
     // Spread over the vocabulary; which tokens they are does not matter to a kernel, that they differ does.
-    let prompt: Vec<u32> = (0..prompt_len).map(|i| ((i * 7919 + salt * 104_729) % vocab) as u32).collect();
-    GenerateRequest {
-        request_id: format!("bench-{salt}"),
-        prompt: prompt.into(),
-        sampling: SamplingParams {
-            max_tokens,
-            temperature: 0.0,
-            ignore_eos: true,
-            detokenize: false,
-            ..SamplingParams::default()
-        },
-        priority: 0,
-        cache_salt: None,
-        routed_experts_start: rows.then_some(0),
-    }
+    let prompt = (0..prompt_len).map(|i| ((i * 7919 + salt * 104_729) % vocab) as u32).collect();
+    greedy(format!("bench-{salt}"), prompt, max_tokens, rows)
 }
 
 /// Time from submission to the first token.

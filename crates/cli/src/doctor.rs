@@ -3,11 +3,11 @@
 use std::time::Instant;
 
 use anyhow::Result;
-use moetrail_engine::{EngineConfig, Event, GenerateRequest, SamplingParams};
+use moetrail_engine::{EngineConfig, Event};
 use moetrail_kernels::{Form, pool};
 
 use crate::args::DoctorArgs;
-use crate::load;
+use crate::{load, probe};
 
 /// Prints what was found, one line each; fails at the first thing that does not work.
 pub fn doctor(args: &DoctorArgs) -> Result<()> {
@@ -34,22 +34,9 @@ pub fn doctor(args: &DoctorArgs) -> Result<()> {
     println!("capture     {}", if handle.info().row_layout.is_some() { "ok (self-check passed)" } else { "off" });
 
     let tokens = 32.min(handle.info().max_model_len - 1);
-    let request = GenerateRequest {
-        request_id: "doctor".into(),
-        prompt: [0].into(),
-        sampling: SamplingParams {
-            max_tokens: tokens,
-            temperature: 0.0,
-            ignore_eos: true,
-            detokenize: false,
-            ..SamplingParams::default()
-        },
-        priority: 0,
-        cache_salt: None,
-        routed_experts_start: handle.info().row_layout.map(|_| 0),
-    };
     let began = Instant::now();
-    let mut stream = handle.submit(request)?;
+    let mut stream =
+        handle.submit(probe::greedy("doctor".into(), vec![0], tokens, handle.info().row_layout.is_some()))?;
     let mut rows = None;
     while let Some(event) = stream.blocking_next() {
         match event {

@@ -5,6 +5,7 @@ mod bench;
 mod bundled;
 mod doctor;
 mod load;
+mod probe;
 mod run;
 mod serve;
 mod summary;

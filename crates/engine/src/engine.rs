@@ -45,42 +45,14 @@ pub(crate) struct EngineThread {
     pub(crate) choices: FxHashMap<SeqId, Choice>,
     pub(crate) info: Arc<EngineInfo>,
     pub(crate) stats: Arc<EngineStats>,
-    seed: u64,
-    receiver: mpsc::Receiver<Command>,
-    shared: Arc<Shared>,
-    draining: bool,
+    pub(crate) seed: u64,
+    pub(crate) receiver: mpsc::Receiver<Command>,
+    pub(crate) shared: Arc<Shared>,
+    /// Set by a shutdown: the live requests are the last.
+    pub(crate) draining: bool,
 }
 
 impl EngineThread {
-    #[allow(clippy::too_many_arguments, reason = "called once, with everything that the thread will own")]
-    pub(crate) fn new(
-        decoder: Decoder,
-        kv: KvPool,
-        capture: Capture,
-        scheduler: Scheduler,
-        seed: u64,
-        receiver: mpsc::Receiver<Command>,
-        shared: Arc<Shared>,
-        info: Arc<EngineInfo>,
-        stats: Arc<EngineStats>,
-    ) -> Self {
-        Self {
-            decoder,
-            kv,
-            capture,
-            scheduler,
-            batch: Batch::default(),
-            live: FxHashMap::default(),
-            choices: FxHashMap::default(),
-            info,
-            stats,
-            seed,
-            receiver,
-            shared,
-            draining: false,
-        }
-    }
-
     /// Runs until shutdown, or until the last handle is gone and the last request has ended.
     pub(crate) fn run(mut self) {
         while self.receive().is_continue() {

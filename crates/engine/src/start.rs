@@ -5,8 +5,9 @@ use std::thread::JoinHandle;
 
 use moetrail_capture::{CaptureRing, RingLayout};
 use moetrail_models::Decoder;
-use moetrail_sched::{Scheduler, SchedulerConfig};
+use moetrail_sched::{Batch, Scheduler, SchedulerConfig};
 use moetrail_text::Tokenizer;
+use rustc_hash::FxHashMap;
 
 use crate::capture::Capture;
 use crate::config::EngineConfig;
@@ -127,17 +128,21 @@ impl Engine {
         capture.plant(config.fault);
         let (commands, receiver) = mpsc::channel();
         let shared = Arc::new(Shared::default());
-        let engine = EngineThread::new(
+        let engine = EngineThread {
             decoder,
             kv,
             capture,
             scheduler,
-            config.seed.unwrap_or_else(entropy),
+            batch: Batch::default(),
+            live: FxHashMap::default(),
+            choices: FxHashMap::default(),
+            info: info.clone(),
+            stats: stats.clone(),
+            seed: config.seed.unwrap_or_else(entropy),
             receiver,
-            shared.clone(),
-            info.clone(),
-            stats.clone(),
-        );
+            shared: shared.clone(),
+            draining: false,
+        };
         let thread = std::thread::Builder::new().name("engine".into()).spawn(move || engine.run())?;
         Ok(Self { handle: EngineHandle { commands, shared, info, stats }, thread })
     }
