@@ -3,7 +3,6 @@
 use std::any::Any;
 
 use axum::Router;
-use axum::extract::DefaultBodyLimit;
 use axum::http::{Method, Uri};
 use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Response};
@@ -40,7 +39,6 @@ pub fn app(state: AppState) -> Router {
         .merge(open)
         .fallback(unknown_route)
         .method_not_allowed_fallback(wrong_method)
-        .layer(DefaultBodyLimit::max(state.body_limit()))
         .layer(CatchPanicLayer::custom(after_panic))
         .layer(CorsLayer::permissive())
         .layer(from_fn_with_state(state.clone(), observe))

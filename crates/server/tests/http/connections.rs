@@ -44,6 +44,19 @@ async fn until(mut done: impl AsyncFnMut() -> bool) {
     .expect("it happens in time");
 }
 
+/// A client that sends all of a body that is too large, and reads only then, still learns what was wrong.
+#[tokio::test]
+async fn a_body_too_large_is_answered_after_it_was_sent() {
+    let server = Server::start();
+    let small = Server { state: server.state.clone().with_body_limit(100), engine: server.engine.clone() };
+    let (address, _stop, _serving) = listen(&small).await;
+    // More than the buffers of a connection hold.
+    let mut connection = send(address, &format!(r#""suffix":"{}""#, "x".repeat(32 << 20))).await;
+    let mut answer = [0; 12];
+    connection.read_exact(&mut answer).await.expect("answered");
+    assert_eq!(&answer, b"HTTP/1.1 413");
+}
+
 /// The choices of `LONG` end by abort once its client is gone.
 async fn is_cancelled(stream: bool) {
     let server = Server::with(EngineConfig { max_num_seqs: 64, ..EngineConfig::default() }, None);
