@@ -10,6 +10,8 @@ mod run;
 mod serve;
 mod summary;
 
+use std::io::IsTerminal;
+
 use clap::Parser;
 
 use crate::args::{Args, Command};
@@ -22,6 +24,7 @@ fn main() -> std::process::ExitCode {
         )
         // Standard output belongs to what was asked for.
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
         .init();
     let result = match args.command {
         Command::Serve(args) => serve::serve(&args),
