@@ -26,8 +26,6 @@ mod rope;
 mod shard;
 mod shards;
 mod step;
-#[cfg(any(test, feature = "synthetic"))]
-pub mod synthetic;
 #[cfg(test)]
 mod tests;
 

@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use moetrail_kernels::WeightDtype;
-use moetrail_models::synthetic::{Layout, Synthetic, write_single};
 use moetrail_models::{Checkpoint, DtypeChoice};
+use moetrail_synthetic::{Layout, Synthetic, write_single};
 use serde_json::json;
 
 use crate::fault::Fault;

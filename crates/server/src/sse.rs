@@ -29,6 +29,7 @@ struct Answer {
     /// Frames that are ready.
     ready: VecDeque<Bytes>,
     ended: bool,
+    keep_alive: Duration,
 }
 
 /// Streams the events of a request as they come.
@@ -40,6 +41,7 @@ pub(crate) fn response(running: Running) -> Response {
         reply: Some(running.accepted.reply),
         ready: VecDeque::new(),
         ended: false,
+        keep_alive: KEEP_ALIVE,
     };
     let frames = stream::unfold(answer, |mut answer| async move {
         let frame = answer.next_frame().await?;
@@ -70,7 +72,7 @@ impl Answer {
             if self.ended {
                 return None;
             }
-            match tokio::time::timeout(KEEP_ALIVE, self.events.next()).await {
+            match tokio::time::timeout(self.keep_alive, self.events.next()).await {
                 Err(_) => return Some(Bytes::from_static(b": keep-alive\n\n")),
                 Ok(Some((prompt, event))) => {
                     if let Err(error) = self.take(prompt, event).await {
@@ -174,6 +176,7 @@ mod tests {
             reply: Some(Box::new(Plain)),
             ready: VecDeque::new(),
             ended: false,
+            keep_alive: KEEP_ALIVE,
         }
     }
 
@@ -213,9 +216,10 @@ mod tests {
         assert_eq!(frames[2], "data: [DONE]\n\n");
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn silence_is_broken_by_comments() {
         let mut silent = answer(vec![Box::pin(stream::pending())]);
+        silent.keep_alive = Duration::from_millis(1);
         assert_eq!(silent.next_frame().await.as_deref(), Some(&b": keep-alive\n\n"[..]));
     }
 }

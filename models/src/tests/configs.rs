@@ -6,8 +6,8 @@ use moetrail_kernels::WeightDtype;
 use serde_json::{Value, json};
 
 use super::{folder, written};
-use crate::synthetic::{Layout, Synthetic};
 use crate::{Checkpoint, GenerationConfig, ModelConfig, QkNormKind, RopeScaling};
+use moetrail_synthetic::{Layout, Synthetic};
 
 fn read(synthetic: &Synthetic) -> crate::Result<ModelConfig> {
     ModelConfig::from_json(Path::new("config.json"), &synthetic.config_json())

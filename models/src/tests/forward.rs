@@ -4,8 +4,8 @@ use moetrail_kernels::{RingCells, SeqSpan, WeightDtype};
 use serde_json::json;
 
 use super::{BLOCK_SIZE, bits, folder, ids, load, one_token, run, written};
-use crate::synthetic::{Layout, Synthetic, write_single};
 use crate::{DtypeChoice, StepInput};
+use moetrail_synthetic::{Layout, Synthetic, write_single};
 
 #[test]
 fn chunks_and_blocks_change_no_bit() {

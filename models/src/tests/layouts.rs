@@ -4,8 +4,8 @@ use moetrail_kernels::WeightDtype;
 use serde_json::json;
 
 use super::{BLOCK_SIZE, folder, ids, load, run, written};
-use crate::synthetic::{Layout, Synthetic, write_shards, write_single};
 use crate::{Checkpoint, DtypeChoice};
+use moetrail_synthetic::{Layout, Synthetic, write_shards, write_single};
 
 const FAMILIES: [&str; 3] = ["qwen3_moe", "olmoe", "mixtral"];
 

@@ -9,8 +9,8 @@ use candle_core::Tensor;
 use moetrail_kernels::{KvPool, RingCells, SeqSpan};
 use tempfile::TempDir;
 
-use crate::synthetic::{Layout, Synthetic};
 use crate::{Checkpoint, Decoder, DtypeChoice, StepInput};
+use moetrail_synthetic::{Layout, Synthetic};
 
 const BLOCK_SIZE: usize = 4;
 

@@ -7,8 +7,8 @@ use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
 use serde_json::json;
 
 use super::folder;
-use crate::synthetic::{Layout, Synthetic, Tensors, write_shards, write_single};
 use crate::{Checkpoint, DtypeChoice};
+use moetrail_synthetic::{Layout, Synthetic, Tensors, write_shards, write_single};
 
 /// Opens and loads, which must fail with a message that has every part.
 fn check(folder: &Path, parts: &[&str]) {
