@@ -54,11 +54,11 @@ class Reference:
         A gap is the smallest relative difference |a-b| / max(|a|, |b|, 1e-6) of neighbours among the K+1 largest
         logits: below it, rounding may change the cell. Dense layers hold ids 0 and gap 1.
         """
-        ids = torch.zeros(count, self.num_layers, self.top_k, dtype=torch.uint8)
+        ids = torch.zeros(count, self.num_layers, self.top_k, dtype=torch.long)
         gaps = torch.ones(count, self.num_layers)
         for layer, logits in self.logits.items():
             value, order = logits[:count].sort(dim=-1, descending=True, stable=True)
-            ids[:, layer] = order[:, :self.top_k].to(torch.uint8)
+            ids[:, layer] = order[:, :self.top_k]
             a, b = value[:, :-1][:, :self.top_k], value[:, 1:][:, :self.top_k]
             if b.shape[1]:
                 scale = torch.maximum(a.abs(), b.abs()).clamp_min(1e-6)
