@@ -20,19 +20,13 @@ pub(crate) struct Attention {
 }
 
 impl Attention {
-    /// Packs the projections; `bytes` is counted up by their size.
-    pub(crate) fn load(
-        loader: &mut Loader<'_>,
-        config: &ModelConfig,
-        names: &LayerNames,
-        bytes: &mut usize,
-    ) -> Result<Self> {
+    /// Packs the projections.
+    pub(crate) fn load(loader: &mut Loader<'_>, config: &ModelConfig, names: &LayerNames) -> Result<Self> {
         let (q, kv, hidden) = (config.q_width(), config.kv_width(), config.hidden_size);
         let weights = names.projections.each_ref().map(|name| format!("{name}.weight"));
         let [wq, wk, wv, wo] = &weights;
         let qkv = loader.packed(&[(wq, q), (wk, kv), (wv, kv)], hidden)?;
         let output = loader.packed(&[(wo, hidden)], q)?;
-        *bytes += qkv.bytes() + output.bytes();
         let (qkv_bias, output_bias) = match config.attention_bias {
             true => {
                 let biases = names.projections.each_ref().map(|name| format!("{name}.bias"));

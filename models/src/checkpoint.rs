@@ -28,17 +28,6 @@ pub struct Checkpoint {
     max_positions: usize,
 }
 
-/// Paths of the files that the text side reads; `None` where the checkpoint has no such file.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct TokenizerFiles {
-    /// `tokenizer.json`
-    pub tokenizer: Option<PathBuf>,
-    /// `tokenizer_config.json`
-    pub tokenizer_config: Option<PathBuf>,
-    /// `chat_template.jinja`, or `chat_template.json`
-    pub chat_template: Option<PathBuf>,
-}
-
 impl Checkpoint {
     /// Opens a folder, or a hub id such as `org/name`, which is fetched unless it is in the hub's cache.
     ///
@@ -111,21 +100,6 @@ impl Checkpoint {
             }
         }
         ids
-    }
-
-    /// The files of the text side.
-    pub fn tokenizer_files(&self) -> TokenizerFiles {
-        let file = |name: &str| Some(self.folder.join(name)).filter(|path| path.is_file());
-        TokenizerFiles {
-            tokenizer: file("tokenizer.json"),
-            tokenizer_config: file("tokenizer_config.json"),
-            chat_template: file("chat_template.jinja").or_else(|| file("chat_template.json")),
-        }
-    }
-
-    /// Bytes of all tensors as stored.
-    pub fn stored_bytes(&self) -> u64 {
-        self.shards.bytes()
     }
 
     /// The checkpoint's own dtype: `config.json`'s, else that of its first tensor of a float dtype.

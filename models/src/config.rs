@@ -84,11 +84,6 @@ pub struct ModelConfig {
 }
 
 impl ModelConfig {
-    /// Reads and checks a `config.json` file.
-    pub fn from_file(path: &Path) -> Result<Self> {
-        Ok(Self::from_fields(&Fields::read(path)?)?.0)
-    }
-
     /// Reads and checks the text of a `config.json`; `path` is for messages only.
     pub fn from_json(path: &Path, text: &str) -> Result<Self> {
         Ok(Self::from_fields(&Fields::parse(path, text)?)?.0)

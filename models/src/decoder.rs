@@ -38,28 +38,21 @@ impl Decoder {
         let bare =
             !loader.shards().contains("model.embed_tokens.weight") && loader.shards().contains("embed_tokens.weight");
         let decoder = if bare { "" } else { "model." };
-        let mut bytes = 0;
         let embed_name = format!("{decoder}embed_tokens.weight");
         let tied = config.tie_word_embeddings && head_is_embedding(&mut loader, &embed_name)?;
         let embedding = loader.packed(&[(&embed_name, vocab)], hidden)?;
-        bytes += embedding.bytes();
         let mut layers = Vec::with_capacity(config.num_hidden_layers);
         for index in 0..config.num_hidden_layers {
             let names = (family.layer)(&config, loader.shards(), decoder, index);
-            layers.push(Layer::load(&mut loader, &config, &names, &mut bytes)?);
+            layers.push(Layer::load(&mut loader, &config, &names)?);
             loader.end_layer();
         }
         let norm = Norm::load(&mut loader, &config, &format!("{decoder}norm.weight"))?;
         let head = match tied {
             true => embedding.clone(),
-            false => {
-                let head = loader.packed(&[(HEAD, vocab)], hidden)?;
-                bytes += head.bytes();
-                head
-            }
+            false => loader.packed(&[(HEAD, vocab)], hidden)?,
         };
         let dtype = loader.dtype();
-        loader.finish(bytes);
         Ok(Self {
             rope: config.rope.table(config.head_dim, max_positions),
             config,
@@ -69,7 +62,7 @@ impl Decoder {
             layers,
             norm,
             head: Linear::new(head, None),
-            weight_bytes: bytes,
+            weight_bytes: loader.finish(),
         })
     }
 

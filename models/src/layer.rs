@@ -45,19 +45,14 @@ impl Norm {
 }
 
 impl Layer {
-    /// Packs the layer; `bytes` is counted up by its size.
-    pub(crate) fn load(
-        loader: &mut Loader<'_>,
-        config: &ModelConfig,
-        names: &LayerNames,
-        bytes: &mut usize,
-    ) -> Result<Self> {
+    /// Packs the layer.
+    pub(crate) fn load(loader: &mut Loader<'_>, config: &ModelConfig, names: &LayerNames) -> Result<Self> {
         let input_norm = Norm::load(loader, config, &names.input_norm)?;
-        let attention = Attention::load(loader, config, names, bytes)?;
+        let attention = Attention::load(loader, config, names)?;
         let post_attention_norm = Norm::load(loader, config, &names.post_attention_norm)?;
         let ffn = match &names.ffn {
-            FfnNames::Dense(names) => Ffn::Dense(Mlp::load(loader, config, names, bytes)?),
-            FfnNames::Experts(names) => Ffn::Sparse(Moe::load(loader, config, names, bytes)?),
+            FfnNames::Dense(names) => Ffn::Dense(Mlp::load(loader, config, names)?),
+            FfnNames::Experts(names) => Ffn::Sparse(Moe::load(loader, config, names)?),
         };
         Ok(Self { input_norm, attention, post_attention_norm, ffn })
     }

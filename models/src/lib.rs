@@ -29,7 +29,7 @@ mod step;
 #[cfg(test)]
 mod tests;
 
-pub use checkpoint::{Checkpoint, TokenizerFiles};
+pub use checkpoint::Checkpoint;
 pub use config::{ModelConfig, QkNormKind};
 pub use decoder::Decoder;
 pub use dtype::DtypeChoice;

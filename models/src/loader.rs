@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::ops::Range;
-use std::time::Instant;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use moetrail_kernels::{KernelError, PackedMatrix, WeightDtype, WeightView};
@@ -20,7 +19,7 @@ pub(crate) struct Loader<'a> {
     dtype: WeightDtype,
     progress: ProgressBar,
     used: BTreeSet<String>,
-    began: Instant,
+    packed_bytes: usize,
 }
 
 /// A stored tensor whose shape and dtype were checked.
@@ -39,7 +38,7 @@ impl<'a> Loader<'a> {
         };
         let template = "loading weights {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}";
         bar.set_style(ProgressStyle::with_template(template).expect("the template is well formed"));
-        Self { shards, dtype, progress: bar, used: BTreeSet::new(), began: Instant::now() }
+        Self { shards, dtype, progress: bar, used: BTreeSet::new(), packed_bytes: 0 }
     }
 
     pub(crate) fn shards(&self) -> &'a Shards {
@@ -98,7 +97,14 @@ impl<'a> Loader<'a> {
             self.done(&tensor, 0..tensor.stored.bytes().len());
             first += rows;
         }
-        Ok(matrix.finish())
+        let matrix = matrix.finish();
+        self.count_packed(matrix.bytes());
+        Ok(matrix)
+    }
+
+    /// Counts weights that were packed other than by [`packed`](Self::packed).
+    pub(crate) fn count_packed(&mut self, bytes: usize) {
+        self.packed_bytes += bytes;
     }
 
     /// Tensors of any shape as f32, one after the other.
@@ -134,18 +140,10 @@ impl<'a> Loader<'a> {
         self.used.insert(name.to_owned());
     }
 
-    /// Ends the bar and names the tensors that nothing asked for.
-    pub(crate) fn finish(self, packed_bytes: usize) {
+    /// Ends the bar, names the tensors that nothing asked for, and returns the bytes of the packed weights.
+    pub(crate) fn finish(self) -> usize {
         self.progress.finish_and_clear();
         self.shards.release();
-        let seconds = self.began.elapsed().as_secs_f64();
-        tracing::info!(
-            folder = %self.shards.folder().display(),
-            dtype = %self.dtype,
-            packed_mib = packed_bytes >> 20,
-            seconds = format!("{seconds:.2}"),
-            "weights loaded"
-        );
         let unknown = |name: &&str| !self.used.contains(*name) && !name.ends_with("rotary_emb.inv_freq");
         let unused: Vec<&str> = self.shards.names().filter(unknown).collect();
         if let Some(first) = unused.first() {
@@ -156,6 +154,7 @@ impl<'a> Loader<'a> {
                 "the checkpoint has tensors that its configuration does not call for; they were not loaded"
             );
         }
+        self.packed_bytes
     }
 }
 

@@ -16,18 +16,12 @@ pub(crate) struct Mlp {
 }
 
 impl Mlp {
-    /// Packs the three matrices; `bytes` is counted up by their size.
-    pub(crate) fn load(
-        loader: &mut Loader<'_>,
-        config: &ModelConfig,
-        names: &[String; 3],
-        bytes: &mut usize,
-    ) -> Result<Self> {
+    /// Packs the three matrices.
+    pub(crate) fn load(loader: &mut Loader<'_>, config: &ModelConfig, names: &[String; 3]) -> Result<Self> {
         let (hidden, inter) = (config.hidden_size, config.intermediate_size);
         let [gate, up, down] = names;
         let gate_up = loader.packed(&[(gate, inter), (up, inter)], hidden)?;
         let down = loader.packed(&[(down, hidden)], inter)?;
-        *bytes += gate_up.bytes() + down.bytes();
         Ok(Self { gate_up: Linear::new(gate_up, None), down: Linear::new(down, None) })
     }
 

@@ -18,17 +18,12 @@ pub(crate) struct Moe {
 }
 
 impl Moe {
-    /// Packs router and experts; `bytes` is counted up by their size.
-    pub(crate) fn load(
-        loader: &mut Loader<'_>,
-        config: &ModelConfig,
-        names: &ExpertNames,
-        bytes: &mut usize,
-    ) -> Result<Self> {
+    /// Packs router and experts.
+    pub(crate) fn load(loader: &mut Loader<'_>, config: &ModelConfig, names: &ExpertNames) -> Result<Self> {
         let (count, hidden) = (config.num_experts, config.hidden_size);
         let router = load_router(loader, names, count, hidden)?;
         let experts = experts::load(loader, config, names)?;
-        *bytes += router.bytes() + experts.bytes();
+        loader.count_packed(router.bytes() + experts.bytes());
         Ok(Self {
             router,
             routing: RouterConfig {

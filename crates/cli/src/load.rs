@@ -40,17 +40,17 @@ pub fn configure_kernels(args: &ModelArgs) -> Result<()> {
 }
 
 /// Opens the checkpoint named, or the bundled one.
-pub fn open(args: &ModelArgs) -> Result<(Checkpoint, String)> {
-    match &args.model {
-        Some(model) => Ok((Checkpoint::open(model, args.revision.as_deref())?, model.clone())),
-        None => Ok((Checkpoint::open_folder(&bundled::folder()?, BUNDLED_NAME)?, BUNDLED_NAME.to_owned())),
-    }
+pub fn open(args: &ModelArgs) -> Result<Checkpoint> {
+    Ok(match &args.model {
+        Some(model) => Checkpoint::open(model, args.revision.as_deref())?,
+        None => Checkpoint::open_folder(&bundled::folder()?, BUNDLED_NAME)?,
+    })
 }
 
 /// Loads the model and starts an engine over it.
 pub fn start(args: &ModelArgs, mut config: EngineConfig) -> Result<Loaded> {
     configure_kernels(args)?;
-    let (checkpoint, name) = open(args)?;
+    let checkpoint = open(args)?;
     let longest = checkpoint.config().max_model_len();
     // The rotary table need not be longer than any sequence; a value beyond the model's is refused by the engine.
     let checkpoint = checkpoint.with_max_positions(args.max_model_len.map_or(longest, |len| len.min(longest)));
@@ -61,7 +61,8 @@ pub fn start(args: &ModelArgs, mut config: EngineConfig) -> Result<Loaded> {
     let began = Instant::now();
     let decoder = checkpoint.load(args.dtype, true)?;
     tracing::info!(
-        model = name,
+        model = checkpoint.name(),
+        folder = %checkpoint.folder().display(),
         architecture = decoder.config().architecture,
         dtype = %decoder.dtype(),
         packed_mib = decoder.weight_bytes() >> 20,
@@ -71,7 +72,7 @@ pub fn start(args: &ModelArgs, mut config: EngineConfig) -> Result<Loaded> {
         "loaded"
     );
     if config.served_model_names.is_empty() {
-        config.served_model_names = vec![name];
+        config.served_model_names = vec![checkpoint.name().to_owned()];
     }
     config.capture = !args.no_capture;
     config.max_model_len = args.max_model_len;

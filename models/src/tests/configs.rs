@@ -5,7 +5,7 @@ use std::path::Path;
 use moetrail_kernels::WeightDtype;
 use serde_json::{Value, json};
 
-use super::{folder, written};
+use super::written;
 use crate::{Checkpoint, GenerationConfig, ModelConfig, QkNormKind, RopeScaling};
 use moetrail_synthetic::{Layout, Synthetic};
 
@@ -181,18 +181,6 @@ fn the_generation_config_adds_ends_and_sampling() {
     std::fs::write(folder.path().join("generation_config.json"), "{\"top_p\": \"high\"}").unwrap();
     let error = open().err().unwrap().to_string();
     assert!(error.contains("generation_config.json") && error.contains("top_p"), "{error}");
-}
-
-#[test]
-fn tokenizer_files_are_found() {
-    let folder = folder();
-    Synthetic::new("olmoe").write(folder.path(), Layout::EachExpert);
-    std::fs::write(folder.path().join("tokenizer.json"), "{}").unwrap();
-    std::fs::write(folder.path().join("chat_template.jinja"), "").unwrap();
-    let files = Checkpoint::open_folder(folder.path(), "test").unwrap().tokenizer_files();
-    assert_eq!(files.tokenizer, Some(folder.path().join("tokenizer.json")));
-    assert_eq!(files.tokenizer_config, None);
-    assert_eq!(files.chat_template, Some(folder.path().join("chat_template.jinja")));
 }
 
 #[test]
