@@ -1,4 +1,4 @@
-//! Reading a JSON body so that every error names the parameter at fault.
+//! Writing JSON bodies, and reading them so that every error names the parameter at fault.
 //!
 //! Each concern (sampling, rows, the endpoint's own fields) reads the same body for itself and ignores what is not
 //! its own. That keeps paths exact, which `#[serde(flatten)]` does not, and reading JSON twice is cheap.
@@ -6,6 +6,7 @@
 use std::fmt;
 use std::marker::PhantomData;
 
+use serde::Serialize;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{Deserialize, DeserializeOwned, Deserializer, MapAccess, Visitor};
 
@@ -20,6 +21,11 @@ pub(crate) fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
     })?;
     json.end().map_err(|error| refuse(".".into(), &error))?;
     Ok(value)
+}
+
+/// Writes a body. Ours consist of strings, numbers and lists, which always serialise.
+pub(crate) fn write(body: &impl Serialize) -> Vec<u8> {
+    serde_json::to_vec(body).expect("strings, numbers and lists always serialise")
 }
 
 fn refuse(path: String, error: &serde_json::Error) -> ApiError {

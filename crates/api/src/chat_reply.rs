@@ -5,6 +5,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::accept::Reply;
+use crate::body::write;
 use crate::head::{FinishName, Head, StopName, StreamCounts};
 use crate::logprobs::{ContentLogprobs, PromptLogprobs};
 use crate::output::RequestOutput;
@@ -103,7 +104,7 @@ impl ChatReply {
             body.prompt_logprobs = PromptLogprobs::list(&self.head, given);
             body.prompt_token_ids = self.head.prompt_token_ids(0);
         }
-        let bytes = to_bytes(&body);
+        let bytes = write(&body);
         self.any_sent = true;
         bytes
     }
@@ -158,7 +159,7 @@ impl Reply for ChatReply {
         body.prompt_logprobs = PromptLogprobs::list(&self.head, output.prompt.prompt_logprobs.as_ref());
         body.prompt_token_ids = self.head.prompt_token_ids(0);
         body.kv_transfer_params = self.head.kv_transfer_params.as_ref();
-        to_bytes(&body)
+        write(&body)
     }
 
     fn chunks(&mut self, _prompt: usize, event: Event) -> Vec<Vec<u8>> {
@@ -175,11 +176,7 @@ impl Reply for ChatReply {
 
     fn closing_chunks(&mut self) -> Vec<Vec<u8>> {
         let usage = self.counts.total(&self.head);
-        let last = |usage| to_bytes(&self.body_with("chat.completion.chunk", Vec::new(), Some(usage)));
+        let last = |usage| write(&self.body_with("chat.completion.chunk", Vec::new(), Some(usage)));
         usage.map(last).into_iter().collect()
     }
-}
-
-fn to_bytes(body: &Body<'_>) -> Vec<u8> {
-    serde_json::to_vec(body).expect("strings, numbers and lists always serialise")
 }

@@ -5,6 +5,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::accept::Reply;
+use crate::body::write;
 use crate::head::{FinishName, Head, StopName, StreamCounts};
 use crate::logprobs::{LegacyLogprobs, PromptLogprobs};
 use crate::output::{ChoiceOutput, RequestOutput};
@@ -127,7 +128,7 @@ impl CompletionReply {
             usage,
             kv_transfer_params: self.head.kv_transfer_params.as_ref().filter(|_| !self.head.streaming.enabled),
         };
-        serde_json::to_vec(&body).expect("strings, numbers and lists always serialise")
+        write(&body)
     }
 
     fn delta(&mut self, prompt: usize, delta: ChoiceDelta) -> Vec<u8> {

@@ -4,6 +4,8 @@ use moetrail_engine::{RequestError, SubmitError};
 use moetrail_text::{ChatError, TextError};
 use serde::Serialize;
 
+use crate::body::write;
+
 /// Why a request is refused or failed, with the HTTP status that says so.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
@@ -58,7 +60,7 @@ impl ApiError {
     pub fn to_json(&self) -> Vec<u8> {
         let detail =
             Detail { message: &self.message, r#type: self.kind(), param: self.param.as_deref(), code: self.status };
-        serde_json::to_vec(&Body { error: detail }).expect("strings and numbers always serialise")
+        write(&Body { error: detail })
     }
 }
 

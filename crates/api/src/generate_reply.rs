@@ -5,6 +5,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::accept::Reply;
+use crate::body::write;
 use crate::error::ApiError;
 use crate::head::{FinishName, Head, StopName, StreamCounts};
 use crate::logprobs::{ContentLogprobs, PromptLogprobs};
@@ -116,7 +117,7 @@ impl GenerateReply {
             prompt_token_ids: if with_prompt { self.head.prompt_token_ids(0) } else { None },
             kv_transfer_params: self.head.kv_transfer_params.as_ref().filter(|_| !self.head.streaming.enabled),
         };
-        serde_json::to_vec(&body).expect("strings, numbers and lists always serialise")
+        write(&body)
     }
 
     fn delta(&mut self, delta: ChoiceDelta) -> Vec<u8> {

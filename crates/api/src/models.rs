@@ -4,6 +4,7 @@ use moetrail_engine::EngineInfo;
 use serde::Serialize;
 
 use crate::accept::check_model;
+use crate::body::write;
 use crate::error::ApiError;
 
 #[derive(Serialize)]
@@ -43,7 +44,7 @@ fn card<'a>(info: &'a EngineInfo, id: &'a str) -> Card<'a> {
 /// The body of `GET /v1/models`: the model under each of its names.
 pub fn model_list(info: &EngineInfo) -> Vec<u8> {
     let names = std::iter::once(&info.model_name).chain(&info.model_aliases);
-    json(&List { object: "list", data: names.map(|name| card(info, name)).collect() })
+    write(&List { object: "list", data: names.map(|name| card(info, name)).collect() })
 }
 
 /// The body of `GET /v1/models/{id}`.
@@ -51,16 +52,12 @@ pub fn model_list(info: &EngineInfo) -> Vec<u8> {
 /// # Errors
 /// A 404 if the model has another name.
 pub fn model_card(info: &EngineInfo, id: &str) -> Result<Vec<u8>, ApiError> {
-    check_model(Some(id), info).map(|id| json(&card(info, &id)))
+    check_model(Some(id), info).map(|id| write(&card(info, &id)))
 }
 
 /// The body of `GET /version`.
 pub fn version() -> Vec<u8> {
-    json(&Version { version: env!("CARGO_PKG_VERSION") })
-}
-
-fn json(value: &impl Serialize) -> Vec<u8> {
-    serde_json::to_vec(value).expect("strings, numbers and lists always serialise")
+    write(&Version { version: env!("CARGO_PKG_VERSION") })
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use moetrail_text::Tokenizer;
 use serde::{Deserialize, Serialize};
 
 use crate::accept::check_model;
-use crate::body::read;
+use crate::body::{read, write};
 use crate::chat::Conversation;
 use crate::error::ApiError;
 
@@ -57,7 +57,7 @@ pub fn tokenize(body: &[u8], info: &EngineInfo) -> Result<Vec<u8>, ApiError> {
     };
     let spelled = |id: &u32| tokenizer.token(*id).unwrap_or_default();
     let token_strs = fields.return_token_strs.unwrap_or(false).then(|| tokens.iter().map(spelled).collect());
-    Ok(json(&Tokens { count: tokens.len(), max_model_len: info.max_model_len, tokens, token_strs }))
+    Ok(write(&Tokens { count: tokens.len(), max_model_len: info.max_model_len, tokens, token_strs }))
 }
 
 /// The body of `POST /detokenize`.
@@ -72,15 +72,11 @@ pub fn detokenize(body: &[u8], info: &EngineInfo) -> Result<Vec<u8>, ApiError> {
         let message = format!("token id {} is not below the vocabulary size {}", tokens[at], info.vocab_size);
         return Err(ApiError::invalid(format!("tokens[{at}]"), message));
     }
-    Ok(json(&Text { prompt: tokenizer(info)?.decode(&tokens, false) }))
+    Ok(write(&Text { prompt: tokenizer(info)?.decode(&tokens, false) }))
 }
 
 fn tokenizer(info: &EngineInfo) -> Result<&Arc<Tokenizer>, ApiError> {
     info.tokenizer.as_ref().ok_or_else(|| ApiError::new(400, "the checkpoint has no tokenizer"))
-}
-
-fn json(value: &impl Serialize) -> Vec<u8> {
-    serde_json::to_vec(value).expect("strings, numbers and lists always serialise")
 }
 
 #[cfg(test)]
