@@ -36,7 +36,7 @@ mod usage;
 pub use accept::{Accepted, Dialect, Reply, RequestContext, accept};
 pub use error::ApiError;
 pub use models::{model_card, model_list, version};
-pub use output::{ChoiceOutput, RequestOutput};
+pub use output::{ChoiceOutput, RequestOutput, finish_weight};
 pub use rows::RowsFormat;
 pub use sampling::DefaultSampling;
 pub use tokenize::{detokenize, tokenize};

@@ -79,7 +79,7 @@ impl ChoiceOutput {
 }
 
 /// Roughly how many bytes the rows of a finished choice have.
-pub(crate) fn finish_weight(finish: &Finish) -> usize {
+pub fn finish_weight(finish: &Finish) -> usize {
     match &finish.routed_experts {
         Some(Ok(rows)) => rows.data().len(),
         _ => 0,

@@ -15,7 +15,7 @@ use crate::sse;
 use crate::state::AppState;
 
 /// A body of more bytes is parsed and tokenized off the async workers.
-const LARGE_BODY: usize = 32 << 10;
+pub(crate) const LARGE_BODY: usize = 32 << 10;
 /// An answer of more bytes is formatted off the async workers.
 pub(crate) const LARGE_ANSWER: usize = 256 << 10;
 

@@ -5,12 +5,9 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
 use crate::body::RawBody;
-use crate::generation::off_the_workers_if;
+use crate::generation::{LARGE_BODY, off_the_workers_if};
 use crate::rejection::{Rejection, json};
 use crate::state::AppState;
-
-/// A text of more bytes is tokenized off the async workers.
-const LARGE_TEXT: usize = 32 << 10;
 
 /// 503 once the engine takes no request any more, so that a router sends none.
 pub(crate) async fn health(State(state): State<AppState>) -> StatusCode {
@@ -30,13 +27,13 @@ pub(crate) async fn model(State(state): State<AppState>, Path(id): Path<String>)
 }
 
 pub(crate) async fn tokenize(State(state): State<AppState>, RawBody(body): RawBody) -> Result<Response, Rejection> {
-    let large = body.len() > LARGE_TEXT;
+    let large = body.len() > LARGE_BODY;
     let tokens = off_the_workers_if(large, move || moetrail_api::tokenize(&body, state.info())).await??;
     Ok(json(StatusCode::OK, tokens))
 }
 
 pub(crate) async fn detokenize(State(state): State<AppState>, RawBody(body): RawBody) -> Result<Response, Rejection> {
-    let large = body.len() > LARGE_TEXT;
+    let large = body.len() > LARGE_BODY;
     let text = off_the_workers_if(large, move || moetrail_api::detokenize(&body, state.info())).await??;
     Ok(json(StatusCode::OK, text))
 }

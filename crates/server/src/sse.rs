@@ -9,7 +9,7 @@ use axum::body::{Body, Bytes};
 use axum::http::{HeaderValue, header};
 use axum::response::Response;
 use futures::stream::{self, SelectAll, Stream, StreamExt};
-use moetrail_api::{ApiError, Reply};
+use moetrail_api::{ApiError, Reply, finish_weight};
 use moetrail_engine::{Event, EventStream};
 
 use crate::generation::{LARGE_ANSWER, Running, ended_early, off_the_workers_if};
@@ -92,8 +92,7 @@ impl Answer {
             Event::Choice(delta) => {
                 if let Some(finish) = &delta.finish {
                     self.open_choices = self.open_choices.saturating_sub(1);
-                    let rows = finish.routed_experts.as_ref().and_then(|rows| rows.as_ref().ok());
-                    large = rows.is_some_and(|rows| rows.data().len() > LARGE_ANSWER);
+                    large = finish_weight(finish) > LARGE_ANSWER;
                 }
             }
             Event::Prompt(_) => {}

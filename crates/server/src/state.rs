@@ -14,6 +14,7 @@ const DEFAULT_BODY_LIMIT: usize = 64 << 20;
 #[derive(Clone)]
 pub struct AppState {
     inner: Arc<Inner>,
+    body_limit: usize,
 }
 
 struct Inner {
@@ -21,7 +22,6 @@ struct Inner {
     defaults: DefaultSampling,
     rows_format: Option<RowsFormat>,
     api_key: Option<String>,
-    body_limit: usize,
     stats: HttpStats,
 }
 
@@ -34,23 +34,14 @@ impl AppState {
         rows_format: Option<RowsFormat>,
         api_key: Option<String>,
     ) -> Self {
-        let stats = HttpStats::default();
-        let body_limit = DEFAULT_BODY_LIMIT;
-        Self { inner: Arc::new(Inner { engine, defaults, rows_format, api_key, body_limit, stats }) }
+        let inner = Inner { engine, defaults, rows_format, api_key, stats: HttpStats::default() };
+        Self { inner: Arc::new(inner), body_limit: DEFAULT_BODY_LIMIT }
     }
 
-    /// Refuses bodies of more than `bytes`; to be called before the state is shared.
+    /// Refuses bodies of more than `bytes`.
     #[must_use]
     pub fn with_body_limit(self, bytes: usize) -> Self {
-        let inner = Inner {
-            engine: self.inner.engine.clone(),
-            defaults: self.inner.defaults,
-            rows_format: self.inner.rows_format,
-            api_key: self.inner.api_key.clone(),
-            body_limit: bytes,
-            stats: self.inner.stats.clone(),
-        };
-        Self { inner: Arc::new(inner) }
+        Self { body_limit: bytes, ..self }
     }
 
     pub(crate) fn engine(&self) -> &EngineHandle {
@@ -74,7 +65,7 @@ impl AppState {
     }
 
     pub(crate) fn body_limit(&self) -> usize {
-        self.inner.body_limit
+        self.body_limit
     }
 
     pub(crate) fn stats(&self) -> &HttpStats {
