@@ -104,6 +104,41 @@ impl ModelConfig {
         self.rope.reach(self.max_position_embeddings)
     }
 
+    /// Where another checkpoint's architecture differs, so that its weights cannot take the place of this one's.
+    ///
+    /// The stored dtype, the ids that end a text and whether head and embedding are stored once do not matter.
+    pub fn difference(&self, other: &Self) -> Option<String> {
+        macro_rules! first_of {
+            ($($field:ident),*) => {
+                $(if self.$field != other.$field {
+                    return Some(format!("{} is {:?} there and {:?} here", stringify!($field), other.$field, self.$field));
+                })*
+            };
+        }
+        first_of!(
+            architecture,
+            vocab_size,
+            hidden_size,
+            num_hidden_layers,
+            num_attention_heads,
+            num_key_value_heads,
+            head_dim,
+            intermediate_size,
+            moe_intermediate_size,
+            num_experts,
+            num_experts_per_tok,
+            norm_topk_prob,
+            rms_norm_eps,
+            rope,
+            moe_layers,
+            sliding_window,
+            attention_bias,
+            clip_qkv,
+            qk_norm
+        );
+        None
+    }
+
     /// Width of the query projection.
     pub fn q_width(&self) -> usize {
         self.num_attention_heads * self.head_dim

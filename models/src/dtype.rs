@@ -34,6 +34,16 @@ impl FromStr for DtypeChoice {
     }
 }
 
+impl From<WeightDtype> for DtypeChoice {
+    fn from(dtype: WeightDtype) -> Self {
+        match dtype {
+            WeightDtype::F32 => Self::Float32,
+            WeightDtype::BF16 => Self::BFloat16,
+            WeightDtype::F16 => Self::Float16,
+        }
+    }
+}
+
 impl DtypeChoice {
     /// The dtype chosen, given the checkpoint's own.
     pub fn resolve(self, own: WeightDtype) -> WeightDtype {

@@ -97,7 +97,8 @@ pub(crate) struct Common {
     id: String,
     /// The model's name as the client calls it.
     model: String,
-    unique: String,
+    /// What the client may call the request by.
+    names: Vec<String>,
     priority: i32,
 }
 
@@ -117,13 +118,13 @@ impl Common {
         let id = format!("{prefix}{}", given.unwrap_or(context.unique));
         // Only the order matters, and nobody needs four thousand million ranks.
         let priority = fields.priority.unwrap_or(0).clamp(i32::MIN.into(), i32::MAX.into()) as i32;
-        Ok(Self { id, model, unique: context.unique.to_owned(), priority, fields })
+        let names = given.map(str::to_owned).into_iter().chain([id.clone()]).collect();
+        Ok(Self { id, model, names, priority, fields })
     }
 
-    /// Builds the request of prompt number `index` and checks it; `spell` gives the client's name of a parameter.
+    /// Builds the request of one prompt and checks it; `spell` gives the client's name of a parameter.
     pub(crate) fn request(
         &self,
-        index: usize,
         prompt: Arc<[u32]>,
         sampling: SamplingParams,
         rows: &RowsAsk,
@@ -131,12 +132,12 @@ impl Common {
         spell: impl Fn(&str) -> String,
     ) -> Result<GenerateRequest, ApiError> {
         let mut request = GenerateRequest {
-            request_id: format!("{}-{}-{index}", self.id, self.unique),
+            names: self.names.clone(),
             prompt,
             sampling,
             priority: self.priority,
             cache_salt: self.fields.cache_salt.clone(),
-            routed_experts_start: None,
+            ..GenerateRequest::default()
         };
         info.check(&request).map_err(|error| match error {
             SubmitError::Invalid { param, message } => ApiError::invalid(spell(param), message),

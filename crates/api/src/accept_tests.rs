@@ -52,7 +52,7 @@ fn a_bare_completion_has_openai_s_defaults() {
     assert_eq!(&*request.prompt, [1, 2]);
     assert_eq!((request.sampling.max_tokens, request.sampling.n, request.sampling.logprobs), (16, 1, None));
     assert_eq!((request.routed_experts_start, request.priority, request.cache_salt), (None, 0, None));
-    assert_eq!(request.request_id, "cmpl-u1-u1-0");
+    assert_eq!(request.names, ["cmpl-u1"]);
 }
 
 #[test]
@@ -89,7 +89,6 @@ fn several_prompts_become_several_requests() {
         read(Completions, r#"{"prompt":[[1],[2,3]],"n":2,"max_tokens":1}"#).unwrap_or_else(|e| panic!("{e}"));
     let prompts: Vec<&[u32]> = accepted.requests.iter().map(|request| &*request.prompt).collect();
     assert_eq!(prompts, [&[1][..], &[2, 3]]);
-    assert_eq!(accepted.requests[1].request_id, "cmpl-u1-u1-1");
     assert_eq!(read(Completions, r#"{"prompt":["a","b a"]}"#).map(|accepted| accepted.requests.len()), Ok(2));
     // Every fault names the prompt that has it.
     refused(Completions, r#"{"prompt":[[1],[]]}"#, "prompt[1]", "no tokens");
@@ -103,17 +102,23 @@ fn several_prompts_become_several_requests() {
 }
 
 #[test]
-fn ids_come_from_the_header_then_the_body_and_stay_unique() {
+fn names_come_from_the_header_then_the_body() {
     let info = fixtures::info();
     let defaults = DefaultSampling::default();
     let id = |header_id: Option<&str>, body: &str| {
         let context =
             RequestContext { info: &info, defaults: &defaults, rows_format: None, header_id, unique: "u2", created: 7 };
-        accept(Generate, body.as_bytes(), &context).map(|accepted| accepted.requests[0].request_id.clone())
+        accept(Generate, body.as_bytes(), &context).map(|accepted| accepted.requests[0].names.clone())
     };
-    assert_eq!(id(None, r#"{"token_ids":[1]}"#), Ok("generate-tokens-u2-u2-0".into()));
-    assert_eq!(id(None, r#"{"token_ids":[1],"request_id":"mine"}"#), Ok("generate-tokens-mine-u2-0".into()));
-    assert_eq!(id(Some("h"), r#"{"token_ids":[1],"request_id":"mine"}"#), Ok("generate-tokens-h-u2-0".into()));
+    assert_eq!(id(None, r#"{"token_ids":[1]}"#), Ok(vec!["generate-tokens-u2".into()]));
+    assert_eq!(
+        id(None, r#"{"token_ids":[1],"request_id":"mine"}"#),
+        Ok(vec!["mine".into(), "generate-tokens-mine".into()])
+    );
+    assert_eq!(
+        id(Some("h"), r#"{"token_ids":[1],"request_id":"mine"}"#),
+        Ok(vec!["h".into(), "generate-tokens-h".into()])
+    );
 }
 
 #[test]

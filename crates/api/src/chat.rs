@@ -110,7 +110,7 @@ pub(crate) fn accept(body: &[u8], context: &RequestContext<'_>) -> Result<Accept
         "logprobs" => "top_logprobs".to_owned(),
         param => param.to_owned(),
     };
-    let request = common.request(0, prompt.into(), sampling, &rows, info, spell)?;
+    let request = common.request(prompt.into(), sampling, &rows, info, spell)?;
     let head = common.into_head(context, streaming, rows.format, vec![request.prompt.clone()], &request.sampling);
     Ok(Accepted { requests: vec![request], stream: streaming.enabled, reply: Box::new(ChatReply::new(head)) })
 }

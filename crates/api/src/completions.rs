@@ -67,7 +67,7 @@ pub(crate) fn accept(body: &[u8], context: &RequestContext<'_>) -> Result<Accept
                 "prompt" if several => format!("prompt[{index}]"),
                 param => param.to_owned(),
             };
-            common.request(index, prompt.ids.clone(), sampling, &rows, info, spell)
+            common.request(prompt.ids.clone(), sampling, &rows, info, spell)
         })
         .collect::<Result<_, _>>()?;
 

@@ -69,7 +69,7 @@ impl From<SubmitError> for ApiError {
         let message = error.to_string();
         match error {
             SubmitError::Invalid { param, .. } => Self::invalid(param, message),
-            SubmitError::Full { .. } | SubmitError::Closed => Self::new(503, message),
+            SubmitError::Full { .. } | SubmitError::Paused | SubmitError::Closed => Self::new(503, message),
         }
     }
 }

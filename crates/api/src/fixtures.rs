@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use moetrail_engine::EngineInfo;
+use moetrail_engine::{EngineInfo, RoutingShape};
 use moetrail_routes::{ExpertDtype, RowLayout};
 use moetrail_text::Tokenizer;
 use serde_json::json;
@@ -38,6 +38,7 @@ pub(crate) fn info() -> EngineInfo {
         max_logprobs: 5,
         vocab_size: 6,
         eos_token_ids: vec![0],
+        routing: Some(RoutingShape { num_layers: 1, moe_layers: vec![0], top_k: 2, num_experts: 4 }),
         row_layout: Some(RowLayout { num_layers: 1, top_k: 2, dtype: ExpertDtype::U8 }),
         return_routed_experts: false,
         num_blocks: 32,

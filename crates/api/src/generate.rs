@@ -70,7 +70,7 @@ pub(crate) fn accept(body: &[u8], context: &RequestContext<'_>) -> Result<Accept
         "prompt" => "token_ids".to_owned(),
         param => format!("{PREFIX}{param}"),
     };
-    let request = common.request(0, prompt.into(), sampling, &rows, info, spell)?;
+    let request = common.request(prompt.into(), sampling, &rows, info, spell)?;
     let mut head = common.into_head(context, streaming, rows.format, vec![request.prompt.clone()], &request.sampling);
     head.tokens_as_ids = true;
     let reply = Box::new(GenerateReply::new(head, mode));

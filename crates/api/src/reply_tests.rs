@@ -38,16 +38,16 @@ fn logprob(token_id: u32, logprob: f32) -> TokenLogprobs {
 fn events(index: usize, rows: Option<Result<ExpertRows, RowsError>>) -> Vec<Event> {
     let delta = |token_id: u32, text: &str, finish| {
         let (text, logprobs) = (text.to_owned(), vec![logprob(token_id, -0.5)]);
-        Event::Choice(ChoiceDelta { index, token_ids: vec![token_id], text, logprobs, finish })
+        Event::Choice(ChoiceDelta { index, token_ids: vec![token_id], text, logprobs, routed_experts: None, finish })
     };
     let stop_reason = Some(StopReason::Text("x".into()));
-    let finish = Finish { reason: FinishReason::Stop, stop_reason, routed_experts: rows };
+    let finish = Finish { reason: FinishReason::Stop, stop_reason, routed_experts: rows, recomputed: None };
     vec![delta(1, "a", None), delta(2, " b", Some(finish))]
 }
 
 fn prompt(cached_tokens: usize) -> Event {
     let prompt_logprobs = Some(vec![None, Some(logprob(2, -0.25))]);
-    Event::Prompt(PromptOutput { cached_tokens, prompt_logprobs })
+    Event::Prompt(PromptOutput { cached_tokens, prompt_logprobs, replay_stats: None })
 }
 
 fn output(n: usize, all: Vec<Event>) -> RequestOutput {

@@ -67,7 +67,7 @@ fn request(handle: &EngineHandle, prompt_len: usize, max_tokens: usize, salt: us
     let vocab = handle.info().vocab_size;
     // Spread over the vocabulary; which tokens they are does not matter to a kernel, that they differ does.
     let prompt = (0..prompt_len).map(|i| ((i * 7919 + salt * 104_729) % vocab) as u32).collect();
-    greedy(format!("bench-{salt}"), prompt, max_tokens, rows)
+    greedy(prompt, max_tokens, rows)
 }
 
 /// Time from submission to the first token.

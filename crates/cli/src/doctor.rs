@@ -35,8 +35,7 @@ pub fn doctor(args: &DoctorArgs) -> Result<()> {
 
     let tokens = 32.min(handle.info().max_model_len - 1);
     let began = Instant::now();
-    let mut stream =
-        handle.submit(probe::greedy("doctor".into(), vec![0], tokens, handle.info().row_layout.is_some()))?;
+    let mut stream = handle.submit(probe::greedy(vec![0], tokens, handle.info().row_layout.is_some()))?;
     let mut rows = None;
     while let Some(event) = stream.blocking_next() {
         match event {

@@ -3,9 +3,8 @@
 use moetrail_engine::{GenerateRequest, SamplingParams};
 
 /// Greedy, exactly `max_tokens` long, ids alone; all rows if `rows`.
-pub fn greedy(id: String, prompt: Vec<u32>, max_tokens: usize, rows: bool) -> GenerateRequest {
+pub fn greedy(prompt: Vec<u32>, max_tokens: usize, rows: bool) -> GenerateRequest {
     GenerateRequest {
-        request_id: id,
         prompt: prompt.into(),
         sampling: SamplingParams {
             max_tokens,
@@ -14,8 +13,7 @@ pub fn greedy(id: String, prompt: Vec<u32>, max_tokens: usize, rows: bool) -> Ge
             detokenize: false,
             ..SamplingParams::default()
         },
-        priority: 0,
-        cache_salt: None,
         routed_experts_start: rows.then_some(0),
+        ..GenerateRequest::default()
     }
 }

@@ -23,7 +23,6 @@ pub fn run(args: &RunArgs) -> Result<()> {
     let defaults = default_sampling(&loaded.checkpoint);
     let room = info.max_model_len.saturating_sub(prompt.len());
     let request = GenerateRequest {
-        request_id: "run".into(),
         sampling: SamplingParams {
             max_tokens: args.max_tokens.min(room),
             temperature: args.temperature.unwrap_or(defaults.temperature),
@@ -35,9 +34,8 @@ pub fn run(args: &RunArgs) -> Result<()> {
             ..SamplingParams::default()
         },
         prompt: prompt.into(),
-        priority: 0,
-        cache_salt: None,
         routed_experts_start: info.row_layout.map(|_| 0),
+        ..GenerateRequest::default()
     };
     let prompt_len = request.prompt.len();
     let mut stream = handle.submit(request)?;

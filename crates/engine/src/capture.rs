@@ -26,6 +26,7 @@ pub(crate) struct ChoiceRows {
 pub(crate) struct Capture {
     ring: Option<CaptureRing>,
     stats: Arc<EngineStats>,
+    weight_version: Arc<str>,
     #[cfg(test)]
     fault: crate::fault::Fault,
 }
@@ -35,6 +36,7 @@ impl Capture {
         Self {
             ring,
             stats,
+            weight_version: "0".into(),
             #[cfg(test)]
             fault: crate::fault::Fault::None,
         }
@@ -43,6 +45,11 @@ impl Capture {
     #[cfg(test)]
     pub(crate) fn plant(&mut self, fault: crate::fault::Fault) {
         self.fault = fault;
+    }
+
+    /// What drains from now on was computed by other weights.
+    pub(crate) fn set_weight_version(&mut self, version: Arc<str>) {
+        self.weight_version = version;
     }
 
     /// Whether routing is captured.

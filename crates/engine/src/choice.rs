@@ -22,6 +22,8 @@ pub(crate) struct Choice {
     pub(crate) counts: TokenCounts,
     pub(crate) rows: Option<ChoiceRows>,
     pub(crate) last_token_at: Option<Instant>,
+    /// Whether state that it had computed was dropped by an operator's order.
+    pub(crate) recomputed: bool,
     text: Option<ChoiceText>,
 }
 
@@ -46,7 +48,7 @@ impl Choice {
             stops: StopStrings::new(params.stop.clone(), params.include_stop_str_in_output),
         });
         let counts = TokenCounts::new(params, &request.prompt);
-        Self { index, num_output: 0, counts, rows, last_token_at: None, text }
+        Self { index, num_output: 0, counts, rows, last_token_at: None, recomputed: false, text }
     }
 
     /// Takes a sampled token and decides whether it is the last.

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use moetrail_kernels::KvPool;
 use moetrail_models::Decoder;
-use moetrail_sched::{Batch, BlockHash, CacheScope, NewSequence, RequestKey, Scheduler, SeqId};
+use moetrail_sched::{Batch, NewSequence, RequestKey, Scheduler, SeqId};
 use rustc_hash::FxHashMap;
 use tokio::sync::mpsc::UnboundedSender;
 
@@ -16,6 +16,7 @@ use crate::capture::Capture;
 use crate::choice::Choice;
 use crate::handle::{Command, Shared};
 use crate::info::EngineInfo;
+use crate::lifecycle::Pause;
 use crate::request::{
     ChoiceDelta, Event, Finish, FinishReason, GenerateRequest, RequestError, StopReason, TokenLogprobs,
 };
@@ -50,6 +51,9 @@ pub(crate) struct EngineThread {
     pub(crate) shared: Arc<Shared>,
     /// Set by a shutdown: the live requests are the last.
     pub(crate) draining: bool,
+    pub(crate) pause: Pause,
+    /// Weight updates so far.
+    pub(crate) num_updates: u64,
 }
 
 impl EngineThread {
@@ -68,7 +72,8 @@ impl EngineThread {
     /// Takes all commands that have come in; waits for one if there is nothing to compute.
     fn receive(&mut self) -> ControlFlow<()> {
         loop {
-            let command = if self.scheduler.is_idle() {
+            self.finish_pause();
+            let command = if self.scheduler.is_idle() || self.is_still() {
                 if self.draining {
                     return ControlFlow::Break(());
                 }
@@ -85,14 +90,18 @@ impl EngineThread {
             match command {
                 Command::Submit(key, request, events) => self.submit(key, *request, events),
                 Command::Abort(key) => self.abort(key),
-                Command::Shutdown => self.draining = true,
+                Command::Control(order) => self.control(order),
+                Command::Shutdown => {
+                    // What stands still would never finish.
+                    self.resume();
+                    self.draining = true;
+                }
             }
             self.publish_gauges();
         }
     }
 
     fn submit(&mut self, key: RequestKey, request: GenerateRequest, events: UnboundedSender<Event>) {
-        let scope = CacheScope { salt: request.cache_salt.clone(), epoch: 0 };
         // Requests without a seed still differ from each other, and repeat under `--seed` in the same order.
         let seed =
             request.sampling.seed.unwrap_or_else(|| self.seed.wrapping_add(key.0.wrapping_mul(0x9E37_79B9_7F4A_7C15)));
@@ -101,7 +110,7 @@ impl EngineThread {
             prompt: request.prompt.to_vec(),
             num_choices: request.sampling.n,
             priority: request.priority,
-            cache_root: BlockHash::root(&scope),
+            cache_salt: request.cache_salt.clone(),
             // Cached positions are not forwarded, so they have no logits.
             read_prefix_cache: request.sampling.prompt_logprobs.is_none(),
         });
@@ -121,7 +130,7 @@ impl EngineThread {
     }
 
     /// Ends what is left of a request; its choices say `abort` and keep the rows forwarded so far.
-    fn abort(&mut self, key: RequestKey) {
+    pub(crate) fn abort(&mut self, key: RequestKey) {
         let Some(live) = self.live.get(&key) else { return };
         for seq in live.seqs.clone() {
             self.finish(seq, Vec::new(), String::new(), Vec::new(), FinishReason::Abort, None);
@@ -183,8 +192,9 @@ impl EngineThread {
             self.stats.rows_prefix_cached.inc_by(rows_of_others as u64);
         }
         self.stats.request_success.get_or_create(&FinishedReason { finished_reason: reason.as_str() }).inc();
-        let finish = Finish { reason, stop_reason, routed_experts };
-        let delta = ChoiceDelta { index: choice.index, token_ids, text, logprobs, finish: Some(finish) };
+        let finish = Finish { reason, stop_reason, routed_experts, recomputed: None };
+        let delta =
+            ChoiceDelta { index: choice.index, token_ids, text, logprobs, routed_experts: None, finish: Some(finish) };
         let events = live.events.clone();
         live.seqs.retain(|other| *other != seq);
         if live.seqs.is_empty() {

@@ -27,12 +27,10 @@ fn start(synthetic: &Synthetic, config: EngineConfig) -> Result<Engine, StartErr
 
 fn request(prompt: &[u32], max_tokens: usize) -> GenerateRequest {
     GenerateRequest {
-        request_id: "test".into(),
         prompt: prompt.into(),
         sampling: SamplingParams { max_tokens, temperature: 0.0, detokenize: false, ..SamplingParams::default() },
-        priority: 0,
-        cache_salt: None,
         routed_experts_start: Some(0),
+        ..GenerateRequest::default()
     }
 }
 

@@ -1,12 +1,13 @@
 //! The async side of the engine: submit a request, read its events, cancel by dropping.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::mpsc;
+use std::sync::{Arc, Mutex, mpsc};
 
+use moetrail_models::{ModelConfig, WeightDtype};
 use moetrail_sched::RequestKey;
 use tokio::sync::mpsc as tokio_mpsc;
 
+use crate::control::Control;
 use crate::info::EngineInfo;
 use crate::request::{Event, GenerateRequest, SubmitError};
 use crate::stats::EngineStats;
@@ -15,18 +16,43 @@ use crate::stats::EngineStats;
 pub(crate) enum Command {
     Submit(RequestKey, Box<GenerateRequest>, tokio_mpsc::UnboundedSender<Event>),
     Abort(RequestKey),
+    Control(Control),
     Shutdown,
 }
 
 /// What handles and the engine thread share besides the command queue.
-#[derive(Default)]
 pub(crate) struct Shared {
+    /// The architecture that serves; weights come and go, it stays.
+    pub(crate) model: ModelConfig,
+    /// What the weights are packed as.
+    pub(crate) dtype: WeightDtype,
     /// Requests accepted and not yet finished.
     pub(crate) live: AtomicUsize,
     /// Set once no new request is taken.
     pub(crate) closed: AtomicBool,
-    /// Names requests in order of arrival; clients may choose equal `request_id`s, so those name nothing.
+    /// Set from the call that pauses to the end of the pause.
+    pub(crate) paused: AtomicBool,
+    /// Set while a pause refuses new requests.
+    pub(crate) refusing: AtomicBool,
+    /// Locked by operators alone, never on the step path.
+    pub(crate) weight_version: Mutex<Arc<str>>,
+    /// Names requests in order of arrival; the names that clients give may repeat.
     next_key: AtomicU64,
+}
+
+impl Shared {
+    pub(crate) fn new(model: ModelConfig, dtype: WeightDtype) -> Self {
+        Self {
+            model,
+            dtype,
+            live: AtomicUsize::new(0),
+            closed: AtomicBool::new(false),
+            paused: AtomicBool::new(false),
+            refusing: AtomicBool::new(false),
+            weight_version: Mutex::new("0".into()),
+            next_key: AtomicU64::new(0),
+        }
+    }
 }
 
 /// A cheap, clonable way to reach the engine thread.
@@ -70,10 +96,13 @@ impl EngineHandle {
     ///
     /// # Errors
     /// [`SubmitError::Invalid`] for a value out of range, [`SubmitError::Full`] if too many requests wait,
-    /// [`SubmitError::Closed`] once shutdown has begun.
+    /// [`SubmitError::Paused`] during a pause that refuses, [`SubmitError::Closed`] once shutdown has begun.
     pub fn submit(&self, request: GenerateRequest) -> Result<EventStream, SubmitError> {
         if self.is_closed() {
             return Err(SubmitError::Closed);
+        }
+        if self.shared.refusing.load(Ordering::Acquire) {
+            return Err(SubmitError::Paused);
         }
         self.info.check(&request)?;
         let limit = self.info.max_live_requests;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use moetrail_routes::RowLayout;
 use moetrail_text::Tokenizer;
 
+use crate::replay::RoutingShape;
 use crate::request::{GenerateRequest, SubmitError};
 
 /// Facts about the loaded model and the engine's limits, fixed at start.
@@ -25,6 +26,8 @@ pub struct EngineInfo {
     pub vocab_size: usize,
     /// The model's EOS tokens (config and generation config together).
     pub eos_token_ids: Vec<u32>,
+    /// How the model routes; `None` if it is dense.
+    pub routing: Option<RoutingShape>,
     /// Axis sizes and dtype of the rows; `None` if capture is off or the model is dense.
     pub row_layout: Option<RowLayout>,
     /// Whether every request gets rows that does not refuse them (`--enable-return-routed-experts`).
@@ -103,6 +106,18 @@ impl EngineInfo {
                     "routed_experts_prompt_start",
                     format!(
                         "routed_experts_prompt_start must be between 0 and the prompt length ({prompt_len}), inclusive; it is {start}"
+                    ),
+                ));
+            }
+        }
+        if let Some(replay) = &request.routed_experts_replay {
+            let span = replay.span();
+            if span.end > prompt_len {
+                return Err(invalid(
+                    "routed_experts_replay",
+                    format!(
+                        "routed_experts_replay has rows [{}, {}), the prompt has {prompt_len} tokens",
+                        span.start, span.end
                     ),
                 ));
             }

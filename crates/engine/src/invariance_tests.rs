@@ -129,7 +129,6 @@ prop_compose! {
             *last = tail;
         }
         GenerateRequest {
-            request_id: String::new(),
             prompt: prompt.into(),
             sampling: SamplingParams {
                 n,
@@ -147,6 +146,7 @@ prop_compose! {
             priority,
             cache_salt: salt,
             routed_experts_start: start.map(|share| (share * prompt_len as f64) as usize),
+            ..GenerateRequest::default()
         }
     }
 }

@@ -4,6 +4,7 @@
 mod capture;
 mod choice;
 mod config;
+mod control;
 mod engine;
 #[cfg(test)]
 mod failure_tests;
@@ -13,8 +14,10 @@ mod handle;
 mod info;
 #[cfg(test)]
 mod invariance_tests;
+mod lifecycle;
 mod logprobs;
 mod memory;
+mod replay;
 mod request;
 mod sampler;
 mod sampling;
@@ -25,11 +28,13 @@ mod step;
 mod token_counts;
 
 pub use config::EngineConfig;
+pub use control::{ControlError, PauseMode};
 pub use handle::{EngineHandle, EventStream};
 pub use info::EngineInfo;
+pub use replay::{ReplayError, ReplayRows, RoutingShape};
 pub use request::{
-    ChoiceDelta, Event, Finish, FinishReason, GenerateRequest, PromptOutput, RequestError, RowsError, StopReason,
-    SubmitError, TokenLogprobs,
+    ChoiceDelta, Event, Finish, FinishReason, GenerateRequest, PromptOutput, ReplayStats, RequestError, RowsError,
+    StopReason, SubmitError, TokenLogprobs, WeightVersionSpan,
 };
 pub use sampling::SamplingParams;
 pub use self_check::SelfCheckError;

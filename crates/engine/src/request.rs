@@ -2,15 +2,16 @@
 
 use std::sync::Arc;
 
-use moetrail_routes::ExpertRows;
+use moetrail_routes::{ExpertRows, TokenSpan};
 
+use crate::replay::ReplayRows;
 use crate::sampling::SamplingParams;
 
 /// One prompt to continue, validated and tokenized.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct GenerateRequest {
-    /// Unique among live requests; the engine does not make one up.
-    pub request_id: String,
+    /// What clients may call it by to abort it; two requests may share a name.
+    pub names: Vec<String>,
     /// Prompt token ids, at least one, each below the vocabulary size.
     pub prompt: Arc<[u32]>,
     /// How to continue it.
@@ -21,6 +22,10 @@ pub struct GenerateRequest {
     pub cache_salt: Option<String>,
     /// First absolute position whose row is returned; `None` returns no rows and drains no byte.
     pub routed_experts_start: Option<usize>,
+    /// Whether each delta carries the rows that it adds, instead of the end carrying all of them.
+    pub routed_experts_delta: bool,
+    /// Experts that are used in place of the router's choice.
+    pub routed_experts_replay: Option<Arc<ReplayRows>>,
 }
 
 /// Something that happened to a request, in the order in which it happened.
@@ -41,6 +46,19 @@ pub struct PromptOutput {
     pub cached_tokens: usize,
     /// One entry per prompt position, the first `None`; only if asked for.
     pub prompt_logprobs: Option<Vec<Option<TokenLogprobs>>>,
+    /// What the free router would have changed; only if routing was replayed.
+    pub replay_stats: Option<ReplayStats>,
+}
+
+/// Given routing against the router's own choice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ReplayStats {
+    /// Positions replayed.
+    pub rows: usize,
+    /// `rows * moe_layers`: the (layer, token) cells replayed.
+    pub cells: usize,
+    /// Cells for which the free router would have chosen another set of experts.
+    pub cells_changed: usize,
 }
 
 /// News of one choice.
@@ -54,6 +72,9 @@ pub struct ChoiceDelta {
     pub text: String,
     /// One entry per new token, if asked for.
     pub logprobs: Vec<TokenLogprobs>,
+    /// The rows that became known since the delta before, where the request asks for rows in deltas; those of the
+    /// last delta are in `finish`.
+    pub routed_experts: Option<ExpertRows>,
     /// Set on the last delta of the choice.
     pub finish: Option<Finish>,
 }
@@ -78,8 +99,20 @@ pub struct Finish {
     pub reason: FinishReason,
     /// Which stop token or string, where one did; `None` for EOS, as in vLLM.
     pub stop_reason: Option<StopReason>,
-    /// The rows, if they were asked for.
+    /// The rows, if they were asked for: all of them, or those since the delta before.
     pub routed_experts: Option<Result<ExpertRows, RowsError>>,
+    /// Where computed state was dropped under the choice (weights updated, cache reset): which weights computed which
+    /// rows. The positions after the last span, and those before the first, have no row in the reply.
+    pub recomputed: Option<Vec<WeightVersionSpan>>,
+}
+
+/// Rows that were computed under one version of the weights.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WeightVersionSpan {
+    /// The version.
+    pub version: Arc<str>,
+    /// Absolute positions.
+    pub span: TokenSpan,
 }
 
 /// Why a choice ended.
@@ -156,6 +189,9 @@ pub enum SubmitError {
         /// The limit that was reached.
         limit: usize,
     },
+    /// The engine is paused and takes no request until it is resumed.
+    #[error("the engine is paused; try again after it was resumed")]
+    Paused,
     /// The engine is shutting down or has stopped.
     #[error("the engine is shutting down")]
     Closed,

@@ -14,7 +14,9 @@ use crate::config::EngineConfig;
 use crate::engine::EngineThread;
 use crate::handle::{EngineHandle, Shared};
 use crate::info::EngineInfo;
+use crate::lifecycle::Pause;
 use crate::memory::default_num_blocks;
+use crate::replay::RoutingShape;
 use crate::self_check::{SelfCheckError, self_check};
 use crate::stats::EngineStats;
 
@@ -107,6 +109,12 @@ impl Engine {
             max_logprobs: config.max_logprobs,
             vocab_size: model.vocab_size,
             eos_token_ids,
+            routing: (!model.moe_layers.is_empty()).then(|| RoutingShape {
+                num_layers: model.num_hidden_layers,
+                moe_layers: model.moe_layers.clone(),
+                top_k: model.num_experts_per_tok,
+                num_experts: model.num_experts,
+            }),
             row_layout: layout.map(|layout| layout.wire()),
             return_routed_experts: config.return_routed_experts,
             num_blocks,
@@ -127,7 +135,7 @@ impl Engine {
         #[cfg(test)]
         capture.plant(config.fault);
         let (commands, receiver) = mpsc::channel();
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(Shared::new(model.clone(), decoder.dtype()));
         let engine = EngineThread {
             decoder,
             kv,
@@ -142,6 +150,8 @@ impl Engine {
             receiver,
             shared: shared.clone(),
             draining: false,
+            pause: Pause::Running,
+            num_updates: 0,
         };
         let thread = std::thread::Builder::new().name("engine".into()).spawn(move || engine.run())?;
         Ok(Self { handle: EngineHandle { commands, shared, info, stats }, thread })

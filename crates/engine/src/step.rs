@@ -251,7 +251,7 @@ impl EngineThread {
             entries
         });
         // A client that is gone is noticed when its stream is dropped.
-        let _ = live.events.send(Event::Prompt(PromptOutput { cached_tokens, prompt_logprobs }));
+        let _ = live.events.send(Event::Prompt(PromptOutput { cached_tokens, prompt_logprobs, replay_stats: None }));
         true
     }
 
@@ -296,6 +296,7 @@ impl EngineThread {
             token_ids: vec![token],
             text: advance.text,
             logprobs: sampled.logprobs,
+            routed_experts: None,
             finish: None,
         };
         self.scheduler.push_token(sampled.seq, token);

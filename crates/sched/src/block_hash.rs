@@ -8,21 +8,21 @@ pub struct BlockHash(u128);
 
 /// What separates one prefix cache from another.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct CacheScope {
+pub struct CacheScope<'a> {
     /// The client's `cache_salt`.
-    pub salt: Option<String>,
+    pub salt: Option<&'a str>,
     /// Bumped whenever all KV becomes stale (weight update, reset).
     pub epoch: u64,
 }
 
 impl BlockHash {
     /// The parent of a sequence's first block.
-    pub fn root(scope: &CacheScope) -> Self {
+    pub fn root(scope: &CacheScope<'_>) -> Self {
         let mut hasher = Xxh3::new();
         hasher.update(&scope.epoch.to_le_bytes());
         // An absent salt and an empty one must differ.
         hasher.update(&[u8::from(scope.salt.is_some())]);
-        hasher.update(scope.salt.as_deref().unwrap_or_default().as_bytes());
+        hasher.update(scope.salt.unwrap_or_default().as_bytes());
         Self(hasher.digest128())
     }
 
@@ -43,7 +43,7 @@ mod tests {
 
     #[test]
     fn scope_and_history_separate_equal_tokens() {
-        let scope = |salt: Option<&str>, epoch| CacheScope { salt: salt.map(str::to_owned), epoch };
+        let scope = |salt: Option<&'static str>, epoch| CacheScope { salt, epoch };
         let roots =
             [scope(None, 0), scope(Some(""), 0), scope(Some("a"), 0), scope(None, 1)].map(|s| BlockHash::root(&s));
         for (i, a) in roots.iter().enumerate() {

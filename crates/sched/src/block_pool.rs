@@ -115,6 +115,13 @@ impl BlockPool {
         }
     }
 
+    /// Leaves no block that can be matched.
+    pub fn forget_cached(&mut self) {
+        for (_, id) in self.cached.drain() {
+            self.blocks[id as usize].hash = None;
+        }
+    }
+
     /// Whether a block of that name is cached.
     pub fn contains(&self, hash: BlockHash) -> bool {
         self.cached.contains_key(&hash)

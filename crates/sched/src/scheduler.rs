@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use rustc_hash::FxHashMap;
 
 use crate::batch::{Batch, BlockCopy, Scheduled};
+use crate::block_hash::{BlockHash, CacheScope};
 use crate::block_pool::BlockPool;
 use crate::sequence::{NewSequence, SeqId, Sequence, ServiceKey};
 
@@ -37,6 +38,8 @@ pub struct Scheduler {
     /// In service order. Preempted sequences come back here, and their key puts them before later arrivals.
     waiting: BTreeSet<ServiceKey>,
     next_id: u64,
+    /// Counts the resets of the prefix cache.
+    epoch: u64,
 }
 
 impl Scheduler {
@@ -50,6 +53,7 @@ impl Scheduler {
             running: BTreeSet::new(),
             waiting: BTreeSet::new(),
             next_id: 0,
+            epoch: 0,
         }
     }
 
@@ -100,7 +104,8 @@ impl Scheduler {
             num_cached_tokens: None,
             read_prefix_cache: new.read_prefix_cache && self.config.enable_prefix_caching,
             blocks: Vec::new(),
-            hashes: vec![new.cache_root],
+            hashes: vec![self.root(new.cache_salt.as_deref())],
+            cache_salt: new.cache_salt,
             num_published_blocks: 0,
         };
         self.waiting.insert(seq.key());
@@ -267,6 +272,22 @@ impl Scheduler {
         seq.num_published_blocks = 0;
     }
 
+    /// Takes the blocks of all sequences and forgets what is cached: everything is computed again.
+    ///
+    /// `before_release` is called as in [`schedule`](Self::schedule). Nothing may be scheduled and not committed.
+    pub fn reset_cache(&mut self, before_release: &mut dyn FnMut(&Sequence, &BlockPool)) {
+        for key in self.running.clone() {
+            self.preempt(key, before_release);
+        }
+        self.epoch += 1;
+        self.pool.forget_cached();
+        let roots: Vec<(SeqId, BlockHash)> =
+            self.seqs.values().map(|seq| (seq.id, self.root(seq.cache_salt.as_deref()))).collect();
+        for (id, root) in roots {
+            self.seqs.get_mut(&id).expect("listed above").hashes = vec![root];
+        }
+    }
+
     /// The step has been computed: counters move on, and full blocks become matchable.
     pub fn commit(&mut self, batch: &Batch) {
         let block_size = self.config.block_size;
@@ -330,6 +351,10 @@ impl Scheduler {
     /// A sentence saying what disagrees.
     pub fn check_integrity(&self) -> Result<(), String> {
         self.pool.check_integrity(self.seqs.values().flat_map(|seq| seq.blocks.iter().copied()))
+    }
+
+    fn root(&self, salt: Option<&str>) -> BlockHash {
+        BlockHash::root(&CacheScope { salt, epoch: self.epoch })
     }
 
     fn fresh_id(&mut self) -> SeqId {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use proptest::prelude::*;
 
-use crate::{Batch, BlockHash, CacheScope, NewSequence, RequestKey, Scheduler, SchedulerConfig, SeqId, Sequence};
+use crate::{Batch, NewSequence, RequestKey, Scheduler, SchedulerConfig, SeqId, Sequence};
 
 /// What a slot holds: the tokens up to and including its position decide its KV.
 type Content = Vec<u32>;
@@ -96,7 +96,7 @@ proptest! {
             for (i, job) in jobs.iter().enumerate().filter(|(_, job)| job.arrival == step) {
                 let id = scheduler.add(NewSequence {
                     request: RequestKey(i as u64), prompt: job.prompt.clone(), num_choices: job.choices,
-                    priority: job.priority, cache_root: BlockHash::root(&CacheScope::default()), read_prefix_cache: true,
+                    priority: job.priority, cache_salt: None, read_prefix_cache: true,
                 });
                 live.insert(id, i);
             }
@@ -150,7 +150,7 @@ fn run_one(scheduler: &mut Scheduler, prompt: &[u32], request: u64) -> (usize, S
         prompt: prompt.to_vec(),
         num_choices: 1,
         priority: 0,
-        cache_root: BlockHash::root(&CacheScope::default()),
+        cache_salt: None,
         read_prefix_cache: true,
     });
     let mut batch = Batch::default();

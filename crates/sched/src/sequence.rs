@@ -22,8 +22,8 @@ pub struct NewSequence {
     pub num_choices: usize,
     /// Lower runs first.
     pub priority: i32,
-    /// Parent hash of the first block.
-    pub cache_root: BlockHash,
+    /// Separates its blocks from those of other salts.
+    pub cache_salt: Option<String>,
     /// Whether cached blocks may stand in for a forward.
     pub read_prefix_cache: bool,
 }
@@ -50,6 +50,7 @@ pub struct Sequence {
     pub(crate) num_cached_tokens: Option<usize>,
     pub(crate) read_prefix_cache: bool,
     pub(crate) blocks: Vec<BlockRef>,
+    pub(crate) cache_salt: Option<String>,
     /// Chain hashes of the first blocks, as far as they have been needed; the root comes first.
     pub(crate) hashes: Vec<BlockHash>,
     /// Blocks that have been offered to the prefix cache.

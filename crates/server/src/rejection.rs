@@ -22,7 +22,7 @@ impl From<ApiError> for Rejection {
 
 impl From<SubmitError> for Rejection {
     fn from(error: SubmitError) -> Self {
-        let retry = matches!(error, SubmitError::Full { .. });
+        let retry = matches!(error, SubmitError::Full { .. } | SubmitError::Paused);
         Self { error: error.into(), retry }
     }
 }

@@ -164,8 +164,20 @@ mod tests {
     }
 
     fn said(text: &str, last: bool) -> Event {
-        let finish = last.then_some(Finish { reason: FinishReason::Stop, stop_reason: None, routed_experts: None });
-        Event::Choice(ChoiceDelta { index: 0, token_ids: vec![1], text: text.into(), logprobs: Vec::new(), finish })
+        let finish = last.then_some(Finish {
+            reason: FinishReason::Stop,
+            stop_reason: None,
+            routed_experts: None,
+            recomputed: None,
+        });
+        Event::Choice(ChoiceDelta {
+            index: 0,
+            token_ids: vec![1],
+            text: text.into(),
+            logprobs: Vec::new(),
+            routed_experts: None,
+            finish,
+        })
     }
 
     fn answer(prompts: Vec<NumberedEvents>) -> Answer {
