@@ -23,7 +23,6 @@ pub fn engine(model: &str, dtype: DtypeChoice, config: EngineConfig) -> Engine {
 /// A greedy request that wants all rows.
 pub fn greedy(prompt: &[u32], max_tokens: usize) -> GenerateRequest {
     GenerateRequest {
-        request_id: "test".into(),
         prompt: prompt.into(),
         sampling: SamplingParams {
             max_tokens,
@@ -33,9 +32,8 @@ pub fn greedy(prompt: &[u32], max_tokens: usize) -> GenerateRequest {
             detokenize: false,
             ..SamplingParams::default()
         },
-        priority: 0,
-        cache_salt: None,
         routed_experts_start: Some(0),
+        ..GenerateRequest::default()
     }
 }
 
