@@ -62,14 +62,11 @@ pub fn drain(
         }
     }
     let row_bytes = ring.layout().row_bytes();
-    ledger.fill(upto, |mut to| {
+    ledger.fill(upto, |rows| {
         for run in plan.runs() {
-            let (rows, rest) = to.split_at_mut(run.len * row_bytes);
-            ring.read(run.block.id as usize * ring.block_size() + run.offset, rows);
-            to = rest;
+            ring.read(run.block.id as usize * ring.block_size() + run.offset, run.len, rows);
         }
-        Ok::<_, DrainError>(())
-    })?;
+    });
     let foreign = |block: BlockRef| pool.computed_by(block.id).is_some_and(|owner| owner != request);
     Ok(Drained {
         rows: plan.span().len(),

@@ -72,16 +72,55 @@ impl CaptureRing {
         }
     }
 
-    /// Copies the rows of consecutive slots to host bytes, little-endian.
-    pub(crate) fn read(&self, first_slot: usize, to: &mut [u8]) {
-        let first = first_slot * self.row_len();
+    /// Copies a block's rows to host bytes, little-endian.
+    pub(crate) fn read_block(&self, block: u32, to: &mut [u8]) {
+        let len = self.block_size * self.row_len();
+        let first = block as usize * len;
         match &self.cells {
-            Cells::U8(cells) => to.copy_from_slice(&cells[first..first + to.len()]),
+            Cells::U8(cells) => to.copy_from_slice(&cells[first..first + len]),
+            Cells::U16(cells) => write_ids(&cells[first..first + len], to),
+        }
+    }
+
+    /// Overwrites a block's rows with what [`read_block`](Self::read_block) gave.
+    pub(crate) fn write_block(&mut self, block: u32, from: &[u8]) {
+        let len = self.block_size * self.row_len();
+        let first = block as usize * len;
+        match &mut self.cells {
+            Cells::U8(cells) => cells[first..first + len].copy_from_slice(from),
             Cells::U16(cells) => {
-                for (id, to) in cells[first..first + to.len() / 2].iter().zip(to.chunks_exact_mut(2)) {
-                    to.copy_from_slice(&id.to_le_bytes());
+                for (id, from) in cells[first..first + len].iter_mut().zip(from.chunks_exact(2)) {
+                    *id = u16::from_le_bytes([from[0], from[1]]);
                 }
             }
         }
+    }
+
+    /// The ids of consecutive slots, widened: what is saved to be replayed.
+    pub fn ids(&self, first_slot: usize, num_slots: usize) -> Vec<u16> {
+        let (first, len) = (first_slot * self.row_len(), num_slots * self.row_len());
+        match &self.cells {
+            Cells::U8(cells) => cells[first..first + len].iter().map(|id| u16::from(*id)).collect(),
+            Cells::U16(cells) => cells[first..first + len].to_vec(),
+        }
+    }
+
+    /// Appends the rows of consecutive slots to host bytes, little-endian.
+    pub(crate) fn read(&self, first_slot: usize, num_slots: usize, to: &mut Vec<u8>) {
+        let (first, len) = (first_slot * self.row_len(), num_slots * self.row_len());
+        match &self.cells {
+            Cells::U8(cells) => to.extend_from_slice(&cells[first..first + len]),
+            Cells::U16(cells) => {
+                let old = to.len();
+                to.resize(old + 2 * len, 0);
+                write_ids(&cells[first..first + len], &mut to[old..]);
+            }
+        }
+    }
+}
+
+fn write_ids(ids: &[u16], to: &mut [u8]) {
+    for (id, to) in ids.iter().zip(to.chunks_exact_mut(2)) {
+        to.copy_from_slice(&id.to_le_bytes());
     }
 }

@@ -38,6 +38,11 @@ impl RowLedger {
         Self { start, row_bytes: row_bytes.max(1), data: Vec::new() }
     }
 
+    /// Makes room for the rows up to position `end`, so that none is copied while the ledger grows.
+    pub fn reserve(&mut self, end: usize) {
+        self.data.reserve_exact(self.missing(end).len().saturating_mul(self.row_bytes));
+    }
+
     /// The honoured start.
     pub fn start(&self) -> usize {
         self.start
@@ -87,20 +92,16 @@ impl RowLedger {
         Ok(())
     }
 
-    /// Makes room for rows up to position `upto` and lets `fill` write the missing ones in place.
+    /// Lets `fill` append the missing rows up to position `upto`.
     ///
-    /// This is the way a drain takes: the rows are copied once, from the ring into the ledger.
+    /// This is the way a drain takes: the rows are copied once, from the ring to the end of the ledger.
     ///
-    /// # Errors
-    /// Whatever `fill` returns; the ledger is then as it was.
-    pub fn fill<E>(&mut self, upto: usize, fill: impl FnOnce(&mut [u8]) -> Result<(), E>) -> Result<(), E> {
-        let (missing, old) = (self.missing(upto), self.data.len());
-        self.data.resize(old + missing.len() * self.row_bytes, 0);
-        let result = fill(&mut self.data[old..]);
-        if result.is_err() {
-            self.data.truncate(old);
-        }
-        result
+    /// # Panics
+    /// If `fill` appends anything but the bytes of the missing rows.
+    pub fn fill(&mut self, upto: usize, fill: impl FnOnce(&mut Vec<u8>)) {
+        let expected = self.data.len() + self.missing(upto).len() * self.row_bytes;
+        fill(&mut self.data);
+        assert_eq!(self.data.len(), expected, "the rows up to {upto}, and nothing else");
     }
 
     /// Drops the rows from position `end` on.

@@ -17,8 +17,8 @@ pub struct Batch {
     pub block_tables: Vec<u32>,
     /// The sequences, in row order.
     pub scheduled: Vec<Scheduled>,
-    /// Blocks to copy, in this order, before anything is written.
-    pub copies: Vec<BlockCopy>,
+    /// Blocks to move, in this order, before anything is written.
+    pub moves: Vec<BlockMove>,
     /// Sequences that lost their blocks in this step.
     pub num_preempted: usize,
 }
@@ -40,13 +40,30 @@ pub struct Scheduled {
     pub num_recomputed: usize,
 }
 
-/// A copy-on-write of a whole block: KV and rows together.
+/// A move of a whole block, KV and rows together, by block id. The content stays valid where it came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct BlockCopy {
-    /// Shared block.
-    pub from: u32,
-    /// Fresh block.
-    pub to: u32,
+pub enum BlockMove {
+    /// Copy-on-write within the pool.
+    Copy {
+        /// Shared block.
+        from: u32,
+        /// Fresh block.
+        to: u32,
+    },
+    /// From the pool to the swap space.
+    SwapOut {
+        /// Block of the pool.
+        block: u32,
+        /// Block of the swap space.
+        host: u32,
+    },
+    /// From the swap space to the pool.
+    SwapIn {
+        /// Block of the swap space.
+        host: u32,
+        /// Block of the pool.
+        block: u32,
+    },
 }
 
 impl Batch {
@@ -67,7 +84,7 @@ impl Batch {
         self.slot_mapping.clear();
         self.block_tables.clear();
         self.scheduled.clear();
-        self.copies.clear();
+        self.moves.clear();
         self.num_preempted = 0;
     }
 }

@@ -26,12 +26,17 @@ impl BlockHash {
         Self(hasher.digest128())
     }
 
-    /// The hash of the block that holds `tokens` and follows this one.
-    pub fn child(self, tokens: &[u32]) -> Self {
+    /// The hash of the block that holds `tokens` and follows this one; `replay` is a digest of its routing if that was
+    /// given and not chosen, so that replayed and free blocks never match each other.
+    pub fn child(self, tokens: &[u32], replay: Option<u128>) -> Self {
         let mut hasher = Xxh3::new();
         hasher.update(&self.0.to_le_bytes());
         for token in tokens {
             hasher.update(&token.to_le_bytes());
+        }
+        // Blocks have one size, so a digest cannot be taken for tokens.
+        if let Some(digest) = replay {
+            hasher.update(&digest.to_le_bytes());
         }
         Self(hasher.digest128())
     }
@@ -48,9 +53,11 @@ mod tests {
             [scope(None, 0), scope(Some(""), 0), scope(Some("a"), 0), scope(None, 1)].map(|s| BlockHash::root(&s));
         for (i, a) in roots.iter().enumerate() {
             for b in &roots[i + 1..] {
-                assert_ne!(a.child(&[1, 2]), b.child(&[1, 2]));
+                assert_ne!(a.child(&[1, 2], None), b.child(&[1, 2], None));
             }
         }
-        assert_ne!(roots[0].child(&[1]).child(&[2]), roots[0].child(&[2]).child(&[1]));
+        assert_ne!(roots[0].child(&[1], None).child(&[2], None), roots[0].child(&[2], None).child(&[1], None));
+        assert_ne!(roots[0].child(&[1], None), roots[0].child(&[1], Some(0)));
+        assert_ne!(roots[0].child(&[1], Some(1)), roots[0].child(&[1], Some(0)));
     }
 }

@@ -23,6 +23,8 @@ struct Block {
     hash: Option<BlockHash>,
     /// The request whose forward filled the block.
     computed_by: Option<RequestKey>,
+    /// The epoch in which the block got its owner.
+    epoch: u64,
 }
 
 /// All blocks of the KV pool. A freed block keeps its hash, generation and content until it is reused, oldest first.
@@ -31,6 +33,8 @@ pub struct BlockPool {
     blocks: Vec<Block>,
     free: FreeList,
     cached: FxHashMap<BlockHash, u32>,
+    /// Counts how often everything cached became stale.
+    epoch: u64,
 }
 
 impl BlockPool {
@@ -40,6 +44,7 @@ impl BlockPool {
             blocks: vec![Block::default(); num_blocks as usize],
             free: FreeList::full(num_blocks),
             cached: FxHashMap::default(),
+            epoch: 0,
         }
     }
 
@@ -73,6 +78,26 @@ impl BlockPool {
         self.blocks[id as usize].computed_by
     }
 
+    /// The name under which the block can be matched.
+    pub fn hash(&self, id: u32) -> Option<BlockHash> {
+        self.blocks[id as usize].hash
+    }
+
+    /// The epoch in which the block got its owner: it names the weights that computed it.
+    pub fn epoch(&self, id: u32) -> u64 {
+        self.blocks[id as usize].epoch
+    }
+
+    /// The present epoch.
+    pub fn current_epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// The block that [`allocate`](Self::allocate) takes next.
+    pub fn next_free(&self) -> Option<u32> {
+        self.free.front()
+    }
+
     /// Takes the least recently used free block, with a new generation.
     pub fn allocate(&mut self, owner: RequestKey) -> Option<BlockRef> {
         let id = self.free.pop_front()?;
@@ -83,6 +108,7 @@ impl BlockPool {
         block.generation = block.generation.wrapping_add(1);
         block.refs = 1;
         block.computed_by = Some(owner);
+        block.epoch = self.epoch;
         Some(BlockRef { id, generation: block.generation })
     }
 
@@ -115,8 +141,9 @@ impl BlockPool {
         }
     }
 
-    /// Leaves no block that can be matched.
+    /// Begins a new epoch: no block of an earlier one can be matched.
     pub fn forget_cached(&mut self) {
+        self.epoch += 1;
         for (_, id) in self.cached.drain() {
             self.blocks[id as usize].hash = None;
         }
@@ -160,8 +187,12 @@ impl BlockPool {
             return Err(format!("{free} blocks are unreferenced, the free list has {}", self.free.len()));
         }
         for (hash, id) in &self.cached {
-            if self.blocks[*id as usize].hash != Some(*hash) {
+            let block = &self.blocks[*id as usize];
+            if block.hash != Some(*hash) {
                 return Err(format!("block {id} is cached under a hash that it does not carry"));
+            }
+            if block.epoch != self.epoch {
+                return Err(format!("block {id} of epoch {} can be matched in epoch {}", block.epoch, self.epoch));
             }
         }
         Ok(())
@@ -176,7 +207,7 @@ mod tests {
     const OWNER: RequestKey = RequestKey(1);
 
     fn hash(n: u32) -> BlockHash {
-        BlockHash::root(&CacheScope::default()).child(&[n])
+        BlockHash::root(&CacheScope::default()).child(&[n], None)
     }
 
     #[test]

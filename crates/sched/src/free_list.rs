@@ -26,12 +26,14 @@ impl FreeList {
         self.len
     }
 
+    pub(crate) fn front(&self) -> Option<u32> {
+        (self.head != NONE).then_some(self.head)
+    }
+
     pub(crate) fn pop_front(&mut self) -> Option<u32> {
-        let block = self.head;
-        (block != NONE).then(|| {
-            self.remove(block);
-            block
-        })
+        let block = self.front()?;
+        self.remove(block);
+        Some(block)
     }
 
     /// To be reused last.

@@ -11,9 +11,10 @@ mod scheduler;
 #[cfg(test)]
 mod scheduler_tests;
 mod sequence;
+mod tiers;
 
-pub use batch::{Batch, BlockCopy, Scheduled};
+pub use batch::{Batch, BlockMove, Scheduled};
 pub use block_hash::{BlockHash, CacheScope};
 pub use block_pool::{BlockPool, BlockRef};
-pub use scheduler::{Scheduler, SchedulerConfig};
+pub use scheduler::{BeforeRelease, Release, Scheduler, SchedulerConfig};
 pub use sequence::{NewSequence, RequestKey, SeqId, Sequence};

@@ -1,13 +1,26 @@
-//! Continuous batching under one token budget: decode first, chunked prefill, preemption by recompute.
+//! Continuous batching under one token budget: decode first, chunked prefill, preemption by swap or recompute.
 
 use std::collections::BTreeSet;
 
 use rustc_hash::FxHashMap;
 
-use crate::batch::{Batch, BlockCopy, Scheduled};
+use crate::batch::{Batch, BlockMove, Scheduled};
 use crate::block_hash::{BlockHash, CacheScope};
 use crate::block_pool::BlockPool;
-use crate::sequence::{NewSequence, SeqId, Sequence, ServiceKey};
+use crate::sequence::{NewSequence, SeqId, Sequence, ServiceKey, Swapped};
+use crate::tiers::{Held, KvTiers};
+
+/// What becomes of a sequence that loses its blocks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Release {
+    /// Their content waits for it in the swap space.
+    Swap,
+    /// It is computed again.
+    Recompute,
+}
+
+/// Called for every sequence about to lose its blocks, while it still has them: that is when its rows are drained.
+pub type BeforeRelease<'a> = dyn FnMut(&Sequence, &BlockPool, Release) + 'a;
 
 /// Limits, fixed at start.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,6 +29,11 @@ pub struct SchedulerConfig {
     pub block_size: usize,
     /// Blocks in the pool.
     pub num_blocks: usize,
+    /// Blocks in the swap space on the host; 0 is none.
+    pub num_host_blocks: usize,
+    /// Whether a sequence that is computed again keeps away from the prefix cache from then on: its routing is given,
+    /// so its KV need not be what others would compute.
+    pub private_recompute: bool,
     /// Sequences that run at once, at most.
     pub max_num_seqs: usize,
     /// Tokens in a step, at most.
@@ -31,29 +49,27 @@ pub struct SchedulerConfig {
 #[derive(Debug)]
 pub struct Scheduler {
     config: SchedulerConfig,
-    pool: BlockPool,
+    tiers: KvTiers,
     seqs: FxHashMap<SeqId, Sequence>,
     /// In service order; the last is the first to be preempted.
     running: BTreeSet<ServiceKey>,
     /// In service order. Preempted sequences come back here, and their key puts them before later arrivals.
     waiting: BTreeSet<ServiceKey>,
     next_id: u64,
-    /// Counts the resets of the prefix cache.
-    epoch: u64,
 }
 
 impl Scheduler {
     /// An idle scheduler over an empty pool.
     pub fn new(config: SchedulerConfig) -> Self {
-        let num_blocks = u32::try_from(config.num_blocks).expect("slots are numbered by u32, so blocks are, too");
+        let number = |blocks: usize| u32::try_from(blocks).expect("slots are numbered by u32, so blocks are, too");
+        let (num_blocks, num_host_blocks) = (number(config.num_blocks), number(config.num_host_blocks));
         Self {
             config,
-            pool: BlockPool::new(num_blocks),
+            tiers: KvTiers::new(num_blocks, num_host_blocks),
             seqs: FxHashMap::default(),
             running: BTreeSet::new(),
             waiting: BTreeSet::new(),
             next_id: 0,
-            epoch: 0,
         }
     }
 
@@ -62,9 +78,14 @@ impl Scheduler {
         &self.config
     }
 
+    /// The swap space.
+    pub fn host(&self) -> &BlockPool {
+        &self.tiers.host
+    }
+
     /// The block pool.
     pub fn pool(&self) -> &BlockPool {
-        &self.pool
+        &self.tiers.pool
     }
 
     /// Sequences with a seat.
@@ -102,10 +123,13 @@ impl Scheduler {
             num_scheduled_tokens: 0,
             max_computed_tokens: 0,
             num_cached_tokens: None,
+            private: false,
             read_prefix_cache: new.read_prefix_cache && self.config.enable_prefix_caching,
             blocks: Vec::new(),
-            hashes: vec![self.root(new.cache_salt.as_deref())],
+            swapped: None,
+            hashes: vec![root(new.cache_salt.as_deref(), self.tiers.pool.current_epoch())],
             cache_salt: new.cache_salt,
+            replay_digests: new.replay_digests,
             num_published_blocks: 0,
         };
         self.waiting.insert(seq.key());
@@ -115,9 +139,8 @@ impl Scheduler {
 
     /// Plans one step into `batch`.
     ///
-    /// `before_release` is called for every sequence about to lose its blocks, while it still has them: that is when
-    /// its rows are drained. Nothing of this step has been written by then.
-    pub fn schedule(&mut self, batch: &mut Batch, before_release: &mut dyn FnMut(&Sequence, &BlockPool)) {
+    /// Nothing of this step has been written, and no block moved, when `before_release` is called.
+    pub fn schedule(&mut self, batch: &mut Batch, before_release: &mut BeforeRelease<'_>) {
         batch.clear();
         let mut budget = self.config.max_num_batched_tokens;
         let order: Vec<ServiceKey> = self.running.iter().copied().collect();
@@ -144,17 +167,17 @@ impl Scheduler {
         key: ServiceKey,
         budget: usize,
         batch: &mut Batch,
-        before_release: &mut dyn FnMut(&Sequence, &BlockPool),
+        before_release: &mut BeforeRelease<'_>,
     ) -> usize {
         let tokens = self.seqs[&key.3].num_pending_tokens().min(budget);
-        while !self.reserve(key.3, tokens, &mut batch.copies) {
+        while !self.reserve(key.3, tokens, &mut batch.moves) {
             let victim = self.running.iter().rev().find(|key| self.seqs[&key.3].num_scheduled_tokens == 0);
             let victim = *victim.expect("the sequence itself is running and unserved");
             if victim < key {
                 // Only older sequences are left; they keep their blocks, and this one waits for its turn.
                 return 0;
             }
-            self.preempt(victim, before_release);
+            self.preempt(victim, Some(&mut batch.moves), before_release);
             batch.num_preempted += 1;
             if victim == key {
                 return 0;
@@ -172,59 +195,72 @@ impl Scheduler {
             if seats + self.seqs[&key.3].seats > self.config.max_num_seqs {
                 break;
             }
-            self.acquire_cached(key.3);
-            let tokens = self.seqs[&key.3].num_pending_tokens().min(budget);
-            if !self.reserve(key.3, tokens, &mut batch.copies) {
-                self.release_blocks(key.3);
-                break;
-            }
+            let Some(tokens) = self.seat(key.3, budget, &mut batch.moves) else { break };
             self.waiting.remove(&key);
             self.running.insert(key);
-            let seq = self.seqs.get_mut(&key.3).expect("a waiting sequence is live");
-            if seq.num_cached_tokens.is_none() {
-                seq.num_cached_tokens = Some(seq.num_computed_tokens);
-            }
             self.emit(key.3, tokens, batch);
             budget -= tokens;
         }
     }
 
-    /// Refers to cached blocks that hold the first tokens; at least one token is left to compute.
-    fn acquire_cached(&mut self, id: SeqId) {
+    /// Gives a waiting sequence the blocks that have its KV already, and those for its next tokens; all or nothing.
+    /// Returns the number of those tokens.
+    fn seat(&mut self, id: SeqId, budget: usize, moves: &mut Vec<BlockMove>) -> Option<usize> {
         let block_size = self.config.block_size;
         let seq = self.seqs.get_mut(&id).expect("a waiting sequence is live");
-        debug_assert!(seq.blocks.is_empty(), "a sequence without a seat holds no block");
-        if !seq.read_prefix_cache {
-            return;
+        debug_assert!(seq.blocks.is_empty(), "a sequence without a seat holds no block of the pool");
+        let held = match &seq.swapped {
+            Some(swapped) => swapped.blocks.iter().map(|block| self.tiers.nearest(*block)).collect(),
+            None => cached(seq, &mut self.tiers, block_size),
+        };
+        let computed = seq.swapped.as_ref().map_or(held.len() * block_size, |swapped| swapped.num_computed_tokens);
+        let tokens = (seq.tokens.len() - computed).min(budget);
+        let to_bring = held.iter().filter(|held| matches!(held, Held::Host(_))).count();
+        let fresh = (computed + tokens).div_ceil(block_size) - held.len();
+        if to_bring + fresh > self.tiers.pool.num_free() {
+            // What the sequence holds in the swap space stays its own.
+            let is_own = |held: &Held| seq.swapped.is_some() && matches!(held, Held::Host(_));
+            held.into_iter().rev().filter(|held| !is_own(held)).for_each(|held| self.tiers.release(held));
+            return None;
         }
-        for index in 0..(seq.tokens.len() - 1) / block_size {
-            let hash = seq.block_hash(index, block_size);
-            let Some(block) = self.pool.acquire(hash) else { break };
-            seq.blocks.push(block);
+        match seq.swapped.take() {
+            Some(swapped) => {
+                for (host, held) in swapped.blocks.into_iter().zip(&held) {
+                    if matches!(held, Held::Pool(_)) {
+                        self.tiers.host.release(host);
+                    }
+                }
+            }
+            None => {
+                seq.num_published_blocks = held.len();
+                seq.num_cached_tokens.get_or_insert(computed);
+            }
         }
-        seq.num_computed_tokens = seq.blocks.len() * block_size;
-        seq.num_published_blocks = seq.blocks.len();
+        seq.blocks = held.into_iter().map(|held| self.tiers.bring_in(held, moves)).collect();
+        seq.num_computed_tokens = computed;
+        assert!(self.reserve(id, tokens, moves), "the free blocks were counted");
+        Some(tokens)
     }
 
     /// Makes every slot of the next `tokens` positions writable by this sequence alone; all or nothing.
-    fn reserve(&mut self, id: SeqId, tokens: usize, copies: &mut Vec<BlockCopy>) -> bool {
+    fn reserve(&mut self, id: SeqId, tokens: usize, moves: &mut Vec<BlockMove>) -> bool {
         let block_size = self.config.block_size;
         let seq = self.seqs.get_mut(&id).expect("only live sequences are scheduled");
         let needed = (seq.num_computed_tokens + tokens).div_ceil(block_size);
         let fresh = needed.saturating_sub(seq.blocks.len());
         // A partly filled last block may be shared with other choices of the request: it must not be written.
         let tail = seq.num_computed_tokens / block_size;
-        let shared = seq.blocks.get(tail).copied().filter(|block| self.pool.refs(block.id) > 1);
-        if fresh + usize::from(shared.is_some()) > self.pool.num_free() {
+        let shared = seq.blocks.get(tail).copied().filter(|block| self.tiers.pool.refs(block.id) > 1);
+        if fresh + usize::from(shared.is_some()) > self.tiers.pool.num_free() {
             return false;
         }
-        let mut take = || self.pool.allocate(seq.request).expect("the free blocks were counted");
+        let mut take = || self.tiers.take(seq.request, moves).expect("the free blocks were counted");
         let copy = shared.map(|from| (from, take()));
         seq.blocks.extend((0..fresh).map(|_| take()));
         if let Some((from, to)) = copy {
             seq.blocks[tail] = to;
-            self.pool.release(from);
-            copies.push(BlockCopy { from: from.id, to: to.id });
+            self.tiers.pool.release(from);
+            moves.push(BlockMove::Copy { from: from.id, to: to.id });
         }
         true
     }
@@ -254,37 +290,63 @@ impl Scheduler {
         seq.num_scheduled_tokens = tokens;
     }
 
-    /// Takes a sequence's blocks away; it starts over when it is seated again.
-    fn preempt(&mut self, key: ServiceKey, before_release: &mut dyn FnMut(&Sequence, &BlockPool)) {
-        before_release(&self.seqs[&key.3], &self.pool);
+    /// Takes a sequence's blocks away. Their content moves to the swap space if it may and there is room; else the
+    /// sequence starts over when it is seated again.
+    fn preempt(&mut self, key: ServiceKey, swap: Option<&mut Vec<BlockMove>>, before_release: &mut BeforeRelease<'_>) {
+        let seq = self.seqs.get_mut(&key.3).expect("only live sequences are preempted");
+        if let Some(moves) = swap.filter(|_| seq.num_computed_tokens > 0) {
+            let blocks = self.tiers.swap_out(&seq.blocks, moves);
+            seq.swapped = blocks.map(|blocks| Swapped { blocks, num_computed_tokens: seq.num_computed_tokens });
+        }
+        let release = if seq.swapped.is_some() { Release::Swap } else { Release::Recompute };
+        before_release(seq, &self.tiers.pool, release);
+        if release == Release::Recompute && self.config.private_recompute && seq.num_computed_tokens > 0 {
+            seq.private = true;
+        }
         self.running.remove(&key);
         self.release_blocks(key.3);
         self.waiting.insert(key);
     }
 
+    /// Releases the sequence's blocks of the pool; those of the swap space stay.
     fn release_blocks(&mut self, id: SeqId) {
         let seq = self.seqs.get_mut(&id).expect("only live sequences hold blocks");
         // The last block first: what many prompts share is then reused last.
         for block in seq.blocks.drain(..).rev() {
-            self.pool.release(block);
+            self.tiers.pool.release(block);
         }
         seq.num_computed_tokens = 0;
         seq.num_published_blocks = 0;
     }
 
+    /// Drops what waits for the sequence in the swap space.
+    fn release_swapped(&mut self, id: SeqId) {
+        let seq = self.seqs.get_mut(&id).expect("only live sequences hold blocks");
+        for block in seq.swapped.take().into_iter().flat_map(|swapped| swapped.blocks).rev() {
+            self.tiers.host.release(block);
+        }
+    }
+
     /// Takes the blocks of all sequences and forgets what is cached: everything is computed again.
     ///
     /// `before_release` is called as in [`schedule`](Self::schedule). Nothing may be scheduled and not committed.
-    pub fn reset_cache(&mut self, before_release: &mut dyn FnMut(&Sequence, &BlockPool)) {
-        for key in self.running.clone() {
-            self.preempt(key, before_release);
+    pub fn reset_cache(&mut self, before_release: &mut BeforeRelease<'_>) {
+        let mut all: Vec<(SeqId, ServiceKey)> = self.seqs.values().map(|seq| (seq.id, seq.key())).collect();
+        all.sort_unstable();
+        for (id, key) in all {
+            self.release_swapped(id);
+            if self.running.contains(&key) {
+                self.preempt(key, None, before_release);
+            } else if !self.seqs[&id].blocks.is_empty() {
+                // Retired.
+                before_release(&self.seqs[&id], &self.tiers.pool, Release::Recompute);
+                self.release_blocks(id);
+            }
         }
-        self.epoch += 1;
-        self.pool.forget_cached();
-        let roots: Vec<(SeqId, BlockHash)> =
-            self.seqs.values().map(|seq| (seq.id, self.root(seq.cache_salt.as_deref()))).collect();
-        for (id, root) in roots {
-            self.seqs.get_mut(&id).expect("listed above").hashes = vec![root];
+        self.tiers.forget_cached();
+        let epoch = self.tiers.pool.current_epoch();
+        for seq in self.seqs.values_mut() {
+            seq.hashes = vec![root(seq.cache_salt.as_deref(), epoch)];
         }
     }
 
@@ -296,12 +358,12 @@ impl Scheduler {
             seq.num_computed_tokens += seq.num_scheduled_tokens;
             seq.num_scheduled_tokens = 0;
             seq.max_computed_tokens = seq.max_computed_tokens.max(seq.num_computed_tokens);
-            if !self.config.enable_prefix_caching {
+            if !self.config.enable_prefix_caching || seq.private {
                 continue;
             }
             for index in seq.num_published_blocks..seq.num_computed_tokens / block_size {
                 let hash = seq.block_hash(index, block_size);
-                self.pool.publish(seq.blocks[index], hash);
+                self.tiers.pool.publish(seq.blocks[index], hash);
                 seq.num_published_blocks = index + 1;
             }
         }
@@ -325,7 +387,7 @@ impl Scheduler {
             .map(|choice| {
                 let child = Sequence { id: self.fresh_id(), choice, ..parent.clone() };
                 for block in &child.blocks {
-                    self.pool.share(*block);
+                    self.tiers.pool.share(*block);
                 }
                 let id = child.id;
                 self.running.insert(child.key());
@@ -335,10 +397,19 @@ impl Scheduler {
             .collect()
     }
 
+    /// Takes a sequence out of service. It keeps its blocks, so that its rows can be drained, until it is removed.
+    pub fn retire(&mut self, id: SeqId) {
+        if let Some(key) = self.seqs.get(&id).map(Sequence::key) {
+            self.running.remove(&key);
+            self.waiting.remove(&key);
+        }
+    }
+
     /// Ends a sequence and releases its blocks. Returns it as it was, with its blocks for the record.
     pub fn remove(&mut self, id: SeqId) -> Option<Sequence> {
         let snapshot = self.seqs.get(&id)?.clone();
         self.release_blocks(id);
+        self.release_swapped(id);
         self.running.remove(&snapshot.key());
         self.waiting.remove(&snapshot.key());
         self.seqs.remove(&id);
@@ -350,15 +421,25 @@ impl Scheduler {
     /// # Errors
     /// A sentence saying what disagrees.
     pub fn check_integrity(&self) -> Result<(), String> {
-        self.pool.check_integrity(self.seqs.values().flat_map(|seq| seq.blocks.iter().copied()))
-    }
-
-    fn root(&self, salt: Option<&str>) -> BlockHash {
-        BlockHash::root(&CacheScope { salt, epoch: self.epoch })
+        self.tiers.pool.check_integrity(self.seqs.values().flat_map(|seq| seq.blocks.iter().copied()))?;
+        let swapped =
+            self.seqs.values().flat_map(|seq| &seq.swapped).flat_map(|swapped| swapped.blocks.iter().copied());
+        self.tiers.host.check_integrity(swapped).map_err(|error| format!("swap space: {error}"))
     }
 
     fn fresh_id(&mut self) -> SeqId {
         self.next_id += 1;
         SeqId(self.next_id)
     }
+}
+
+/// The parent hash of a sequence's first block.
+fn root(salt: Option<&str>, epoch: u64) -> BlockHash {
+    BlockHash::root(&CacheScope { salt, epoch })
+}
+
+/// Refers to cached blocks that hold the sequence's first tokens; at least one token is left to compute.
+fn cached(seq: &mut Sequence, tiers: &mut KvTiers, block_size: usize) -> Vec<Held> {
+    let last = if seq.read_prefix_cache && !seq.private { (seq.tokens.len() - 1) / block_size } else { 0 };
+    (0..last).map_while(|index| tiers.acquire(seq.block_hash(index, block_size))).collect()
 }

@@ -2,9 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+use std::sync::Arc;
+
 use proptest::prelude::*;
 
-use crate::{Batch, NewSequence, RequestKey, Scheduler, SchedulerConfig, SeqId, Sequence};
+use crate::{Batch, BlockMove, NewSequence, RequestKey, Scheduler, SchedulerConfig, SeqId, Sequence};
 
 /// What a slot holds: the tokens up to and including its position decide its KV.
 type Content = Vec<u32>;
@@ -13,14 +15,21 @@ type Content = Vec<u32>;
 struct Device {
     slots: HashMap<u32, Content>,
     block_size: u32,
+    first_host_block: u32,
 }
 
 impl Device {
     fn step(&mut self, batch: &Batch, scheduler: &Scheduler) {
-        for copy in &batch.copies {
+        for step in &batch.moves {
+            // Blocks of the swap space are kept behind those of the pool.
+            let (from, to) = match *step {
+                BlockMove::Copy { from, to } => (from, to),
+                BlockMove::SwapOut { block, host } => (block, self.first_host_block + host),
+                BlockMove::SwapIn { host, block } => (self.first_host_block + host, block),
+            };
             for offset in 0..self.block_size {
-                if let Some(content) = self.slots.get(&(copy.from * self.block_size + offset)).cloned() {
-                    self.slots.insert(copy.to * self.block_size + offset, content);
+                if let Some(content) = self.slots.get(&(from * self.block_size + offset)).cloned() {
+                    self.slots.insert(to * self.block_size + offset, content);
                 }
             }
         }
@@ -80,15 +89,18 @@ proptest! {
         max_num_batched_tokens in 1usize..20,
         extra_seqs in 0usize..4,
         enable_prefix_caching: bool,
+        num_host_blocks in prop_oneof![Just(0usize), 1usize..40],
+        private_recompute: bool,
     ) {
         let longest = jobs.iter().map(|j| (j.prompt.len() + j.output - 1).div_ceil(block_size)).max().unwrap();
         let widest = jobs.iter().map(|j| j.choices).max().unwrap();
         let config = SchedulerConfig {
             block_size, num_blocks: longest + spare_blocks, max_num_seqs: widest + extra_seqs,
             max_num_batched_tokens, enable_prefix_caching,
+            num_host_blocks, private_recompute,
         };
         let mut scheduler = Scheduler::new(config.clone());
-        let mut device = Device { slots: HashMap::new(), block_size: block_size as u32 };
+        let mut device = Device { slots: HashMap::new(), block_size: block_size as u32, first_host_block: config.num_blocks as u32 };
         let mut batch = Batch::default();
         let mut live: BTreeMap<SeqId, usize> = BTreeMap::new();
         let mut finished = 0;
@@ -96,7 +108,7 @@ proptest! {
             for (i, job) in jobs.iter().enumerate().filter(|(_, job)| job.arrival == step) {
                 let id = scheduler.add(NewSequence {
                     request: RequestKey(i as u64), prompt: job.prompt.clone(), num_choices: job.choices,
-                    priority: job.priority, cache_salt: None, read_prefix_cache: true,
+                    priority: job.priority, cache_salt: None, replay_digests: Arc::default(), read_prefix_cache: true,
                 });
                 live.insert(id, i);
             }
@@ -108,7 +120,7 @@ proptest! {
                 finished += 1;
             }
             let device_ref = &device;
-            scheduler.schedule(&mut batch, &mut |seq, pool| {
+            scheduler.schedule(&mut batch, &mut |seq, pool, _| {
                 assert!(seq.blocks().iter().all(|block| pool.is_current(*block)));
                 device_ref.check(seq, seq.num_computed_tokens());
             });
@@ -151,10 +163,11 @@ fn run_one(scheduler: &mut Scheduler, prompt: &[u32], request: u64) -> (usize, S
         num_choices: 1,
         priority: 0,
         cache_salt: None,
+        replay_digests: Arc::default(),
         read_prefix_cache: true,
     });
     let mut batch = Batch::default();
-    scheduler.schedule(&mut batch, &mut |_, _| {});
+    scheduler.schedule(&mut batch, &mut |_, _, _| {});
     scheduler.commit(&batch);
     (scheduler.get(id).unwrap().num_cached_tokens(), id)
 }
@@ -167,6 +180,8 @@ fn a_hit_leaves_at_least_one_token_to_compute() {
             num_blocks: 16,
             max_num_seqs: 4,
             max_num_batched_tokens: 64,
+            num_host_blocks: 0,
+            private_recompute: false,
             enable_prefix_caching: true,
         });
         let prompt: Vec<u32> = (0..prompt_len).collect();

@@ -1,5 +1,7 @@
 //! One choice of one request, as the scheduler sees it.
 
+use std::sync::Arc;
+
 use crate::block_hash::BlockHash;
 use crate::block_pool::BlockRef;
 
@@ -24,6 +26,8 @@ pub struct NewSequence {
     pub priority: i32,
     /// Separates its blocks from those of other salts.
     pub cache_salt: Option<String>,
+    /// Digests of the given routing of each of the first blocks; `None` where a block's routing is free.
+    pub replay_digests: Arc<[Option<u128>]>,
     /// Whether cached blocks may stand in for a forward.
     pub read_prefix_cache: bool,
 }
@@ -49,12 +53,24 @@ pub struct Sequence {
     /// Tokens found in the prefix cache at first admission.
     pub(crate) num_cached_tokens: Option<usize>,
     pub(crate) read_prefix_cache: bool,
+    /// Whether its KV is its own affair: it neither reads the prefix cache nor fills it.
+    pub(crate) private: bool,
     pub(crate) blocks: Vec<BlockRef>,
+    /// What waits for it in the swap space; it holds no block of the pool then.
+    pub(crate) swapped: Option<Swapped>,
     pub(crate) cache_salt: Option<String>,
+    pub(crate) replay_digests: Arc<[Option<u128>]>,
     /// Chain hashes of the first blocks, as far as they have been needed; the root comes first.
     pub(crate) hashes: Vec<BlockHash>,
     /// Blocks that have been offered to the prefix cache.
     pub(crate) num_published_blocks: usize,
+}
+
+/// Blocks of the swap space that hold a sequence's first positions.
+#[derive(Debug, Clone)]
+pub(crate) struct Swapped {
+    pub(crate) blocks: Vec<BlockRef>,
+    pub(crate) num_computed_tokens: usize,
 }
 
 /// The order of service: priority, then age, then choice.
@@ -119,7 +135,7 @@ impl Sequence {
         while self.hashes.len() <= index + 1 {
             let block = self.hashes.len() - 1;
             let tokens = &self.tokens[block * block_size..(block + 1) * block_size];
-            self.hashes.push(self.hashes[block].child(tokens));
+            self.hashes.push(self.hashes[block].child(tokens, self.replay_digests.get(block).copied().flatten()));
         }
         self.hashes[index + 1]
     }

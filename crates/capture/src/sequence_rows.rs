@@ -1,0 +1,126 @@
+//! The rows of one sequence on their way to its client.
+
+use std::sync::Arc;
+
+use moetrail_routes::{RowLedger, TokenSpan};
+use moetrail_sched::{BlockPool, BlockRef, RequestKey};
+
+use crate::drain::{DrainError, Drained, drain};
+use crate::ring::CaptureRing;
+
+/// What a client gets of a sequence's routing: rows from the honoured start on, each from the first forward of its
+/// position, and which weights computed them.
+#[derive(Debug, Clone)]
+pub struct SequenceRows {
+    ledger: RowLedger,
+    rows_of_others: usize,
+    /// Ends of stretches computed by the same weights, in order.
+    versions: Vec<(Arc<str>, usize)>,
+    /// Where the rows begin that have not been taken.
+    taken: usize,
+    lost: Option<DrainError>,
+}
+
+impl SequenceRows {
+    /// No rows yet, from position `start` on; room for those up to position `end`.
+    pub fn new(start: usize, end: usize, row_bytes: usize) -> Self {
+        let mut ledger = RowLedger::new(start, row_bytes);
+        ledger.reserve(end);
+        Self { ledger, rows_of_others: 0, versions: Vec::new(), taken: start, lost: None }
+    }
+
+    /// The positions on the host.
+    pub fn span(&self) -> TokenSpan {
+        self.ledger.span()
+    }
+
+    /// Rows on the host whose block another request computed.
+    pub fn rows_of_others(&self) -> usize {
+        self.rows_of_others
+    }
+
+    /// Why rows were lost, if they were.
+    pub fn lost(&self) -> Option<&DrainError> {
+        self.lost.as_ref()
+    }
+
+    /// Rows up to position `upto` that are not on the host yet.
+    pub fn num_missing(&self, upto: usize) -> usize {
+        if self.lost.is_some() { 0 } else { self.ledger.missing(upto).len() }
+    }
+
+    /// Brings the rows up to position `upto` to the host; `version` names the weights that computed the new ones.
+    ///
+    /// # Errors
+    /// [`DrainError`], once; from then on nothing is drained and [`lost`](Self::lost) says why.
+    pub fn drain(
+        &mut self,
+        ring: &CaptureRing,
+        pool: &BlockPool,
+        blocks: &[BlockRef],
+        request: RequestKey,
+        upto: usize,
+        version: &Arc<str>,
+    ) -> Result<Drained, DrainError> {
+        if self.lost.is_some() {
+            return Ok(Drained::default());
+        }
+        let drained = drain(ring, pool, blocks, request, &mut self.ledger, upto)
+            .inspect_err(|error| self.lost = Some(error.clone()))?;
+        self.rows_of_others += drained.rows_of_others;
+        if drained.rows > 0 {
+            match self.versions.last_mut() {
+                Some((last, end)) if last == version => *end = self.ledger.end(),
+                _ => self.versions.push((version.clone(), self.ledger.end())),
+            }
+        }
+        Ok(drained)
+    }
+
+    /// Of the positions of `span` that were computed again, how many have other rows in the ring than on the host.
+    ///
+    /// Returns `(compared, differing)`; positions that the host does not have are not compared.
+    pub fn compare(&self, ring: &CaptureRing, blocks: &[BlockRef], span: TokenSpan) -> (usize, usize) {
+        let known = self.ledger.span();
+        let span = TokenSpan::new(span.start.max(known.start), span.end.min(known.end));
+        let row_bytes = self.ledger.row_bytes();
+        let mut row = Vec::with_capacity(row_bytes);
+        let differs = |position: &usize| {
+            let block = blocks[position / ring.block_size()];
+            row.clear();
+            ring.read(block.id as usize * ring.block_size() + position % ring.block_size(), 1, &mut row);
+            let first = (position - known.start) * row_bytes;
+            row != self.ledger.data()[first..first + row_bytes]
+        };
+        (span.len(), (span.start..span.end).filter(differs).count())
+    }
+
+    /// Takes the rows up to position `upto` that were not taken before: where they start, and their bytes.
+    pub fn take(&mut self, upto: usize) -> (usize, Vec<u8>) {
+        let (first, start) = (self.taken, self.ledger.start());
+        self.taken = upto.clamp(first, self.ledger.end().max(first));
+        let row_bytes = self.ledger.row_bytes();
+        let rows = &self.ledger.data()[(first - start) * row_bytes..(self.taken - start) * row_bytes];
+        (first, rows.to_vec())
+    }
+
+    /// As [`take`](Self::take) for the last time: without a copy if nothing was taken before.
+    pub fn into_rest(mut self, upto: usize) -> (usize, Vec<u8>) {
+        if self.taken > self.ledger.start() {
+            return self.take(upto);
+        }
+        self.ledger.truncate(upto);
+        (self.ledger.start(), self.ledger.into_data())
+    }
+
+    /// Which weights computed the rows up to position `upto`.
+    pub fn versions(&self, upto: usize) -> Vec<(Arc<str>, TokenSpan)> {
+        let mut start = self.ledger.start();
+        let spans = self.versions.iter().map(|(version, end)| {
+            let span = TokenSpan::new(start, (*end).min(upto));
+            start = span.end;
+            (version.clone(), span)
+        });
+        spans.filter(|(_, span)| !span.is_empty()).collect()
+    }
+}
