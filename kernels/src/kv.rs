@@ -90,15 +90,16 @@ impl KvPool {
         }
     }
 
-    /// Appends block `block` to `to`: for each layer its K, then its V.
+    /// Copies block `block` to `to`: for each layer its K, then its V.
     ///
     /// # Panics
-    /// When the block is outside the cache.
-    pub fn read_block(&self, block: u32, to: &mut Vec<u8>) {
+    /// When the block is outside the cache or `to` is not exactly one block.
+    pub fn read_block(&self, block: u32, to: &mut [u8]) {
         let (start, len) = (self.shape.block_start(block), self.shape.block_bytes());
-        for layer in &self.layers {
-            to.extend_from_slice(&layer.k.bytes()[start..start + len]);
-            to.extend_from_slice(&layer.v.bytes()[start..start + len]);
+        assert_eq!(to.len(), 2 * self.layers.len() * len, "the bytes of one block of every layer");
+        let buffers = self.layers.iter().flat_map(|layer| [&layer.k, &layer.v]);
+        for (buffer, part) in buffers.zip(to.chunks_exact_mut(len.max(1))) {
+            part.copy_from_slice(&buffer.bytes()[start..start + len]);
         }
     }
 
@@ -188,7 +189,7 @@ mod tests {
             pool.write_block(1, &content);
             pool.copy_block(1, 3);
             let read = |block| {
-                let mut bytes = Vec::new();
+                let mut bytes = vec![0; content.len()];
                 pool.read_block(block, &mut bytes);
                 bytes
             };

@@ -29,6 +29,11 @@ impl SequenceRows {
         Self { ledger, rows_of_others: 0, versions: Vec::new(), taken: start, lost: None }
     }
 
+    /// Bytes of a row on the host.
+    pub fn row_bytes(&self) -> usize {
+        self.ledger.row_bytes()
+    }
+
     /// The positions on the host.
     pub fn span(&self) -> TokenSpan {
         self.ledger.span()
@@ -82,7 +87,7 @@ impl SequenceRows {
     /// Returns `(compared, differing)`; positions that the host does not have are not compared.
     pub fn compare(&self, ring: &CaptureRing, blocks: &[BlockRef], span: TokenSpan) -> (usize, usize) {
         let known = self.ledger.span();
-        let span = TokenSpan::new(span.start.max(known.start), span.end.min(known.end));
+        let span = span.intersection(known);
         let row_bytes = self.ledger.row_bytes();
         let mut row = Vec::with_capacity(row_bytes);
         let differs = |position: &usize| {
@@ -92,7 +97,7 @@ impl SequenceRows {
             let first = (position - known.start) * row_bytes;
             row != self.ledger.data()[first..first + row_bytes]
         };
-        (span.len(), (span.start..span.end).filter(differs).count())
+        (span.len(), span.iter().filter(differs).count())
     }
 
     /// Takes the rows up to position `upto` that were not taken before: where they start, and their bytes.

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use clap::builder::TypedValueParser;
 use clap::{Args as ClapArgs, Parser, Subcommand};
-use moetrail_engine::EngineConfig;
+use moetrail_engine::{EngineConfig, ReprefillRouting};
 use moetrail_models::DtypeChoice;
 
 /// Serves mixture-of-experts models and returns the exact routing of every token.
@@ -98,12 +98,38 @@ pub struct ServeArgs {
     /// Encoding of routed experts where a request names none: object or npy.
     #[arg(long, value_name = "FORMAT")]
     pub routed_experts_format: Option<String>,
+    /// GiB of host memory for the KV of preempted sequences and evicted prefixes; without any, it is computed again.
+    #[arg(long, value_name = "GIB", default_value_t = 0.0, value_parser = gibibytes)]
+    pub swap_space: f64,
+    /// How experts are chosen where KV is computed again after a preemption: recompute (by the router) or replay (as
+    /// the first time).
+    #[arg(long, value_name = "HOW", default_value = "recompute", value_parser = reprefill_routing)]
+    pub reprefill_routing: ReprefillRouting,
+    /// Compare rows that are computed again with the first ones, and count those that differ.
+    #[arg(long)]
+    pub verify_reprefill: bool,
+    /// Count selections by layer and expert in the metrics.
+    #[arg(long)]
+    pub expert_load_metrics: bool,
     /// Requests that may wait beyond those that run; one more gets 503.
     #[arg(long, default_value_t = EngineConfig::default().max_queued_requests)]
     pub max_queued_requests: usize,
     /// Alternatives per token that a request may ask for.
     #[arg(long, default_value_t = EngineConfig::default().max_logprobs)]
     pub max_logprobs: usize,
+}
+
+fn gibibytes(text: &str) -> Result<f64, String> {
+    let gib: f64 = text.parse().map_err(|_| "expected a number of GiB".to_owned())?;
+    if (0.0..=f64::from(1 << 20)).contains(&gib) { Ok(gib) } else { Err("expected 0 to 1048576 GiB".to_owned()) }
+}
+
+fn reprefill_routing(text: &str) -> Result<ReprefillRouting, String> {
+    match text {
+        "recompute" => Ok(ReprefillRouting::Recompute),
+        "replay" => Ok(ReprefillRouting::Replay),
+        _ => Err("expected recompute or replay".to_owned()),
+    }
 }
 
 /// `run`.

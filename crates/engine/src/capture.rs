@@ -1,42 +1,40 @@
-//! The engine's ring, and the rows of its choices.
+//! The engine's ring, and everything that reads it.
 
 use std::sync::Arc;
 use std::time::Instant;
 
-use moetrail_capture::{CaptureRing, DrainError, drain};
+use moetrail_capture::{CaptureRing, DrainError, HostRows, SequenceRows};
 use moetrail_kernels::RingCells;
-use moetrail_routes::{ExpertRows, RowLedger};
-use moetrail_sched::{BlockCopy, BlockPool, Sequence};
+use moetrail_routes::{ExpertRows, TokenSpan};
+use moetrail_sched::{BlockMove, BlockPool, Sequence};
 
-use crate::request::RowsError;
+use crate::expert_load::ExpertLoad;
+use crate::replay::ReplayRows;
+use crate::request::{RowsError, WeightVersionSpan};
 use crate::self_check::ring_cells;
 use crate::stats::EngineStats;
 
-/// The rows of a choice so far.
-#[derive(Clone)]
-pub(crate) struct ChoiceRows {
-    pub(crate) ledger: RowLedger,
-    /// Rows in the ledger whose block another request computed.
-    pub(crate) rows_of_others: usize,
-    /// Set once rows were lost; the ledger is then of no use.
-    error: Option<RowsError>,
-}
-
-/// The ring, if routing is captured, and the only calls that read it.
+/// The ring, if routing is captured, and the rows of the swap space.
 pub(crate) struct Capture {
     ring: Option<CaptureRing>,
-    stats: Arc<EngineStats>,
+    host: Option<HostRows>,
+    load: Option<ExpertLoad>,
     weight_version: Arc<str>,
+    stats: Arc<EngineStats>,
     #[cfg(test)]
     fault: crate::fault::Fault,
 }
 
 impl Capture {
-    pub(crate) fn new(ring: Option<CaptureRing>, stats: Arc<EngineStats>) -> Self {
+    /// Over a ring, with room for the rows of `num_host_blocks` blocks of the swap space.
+    pub(crate) fn new(ring: Option<CaptureRing>, num_host_blocks: usize, stats: Arc<EngineStats>) -> Self {
+        let host = ring.as_ref().filter(|_| num_host_blocks > 0);
         Self {
+            host: host.map(|ring| HostRows::new(ring.layout(), num_host_blocks, ring.block_size())),
             ring,
-            stats,
+            load: None,
             weight_version: "0".into(),
+            stats,
             #[cfg(test)]
             fault: crate::fault::Fault::None,
         }
@@ -47,7 +45,13 @@ impl Capture {
         self.fault = fault;
     }
 
-    /// What drains from now on was computed by other weights.
+    /// Counts from now on how often each expert of each layer is selected.
+    pub(crate) fn count_load(&mut self, num_experts: usize) {
+        let layout = self.ring.as_ref().map(|ring| ring.layout());
+        self.load = layout.map(|layout| ExpertLoad::new(layout, num_experts, &self.stats));
+    }
+
+    /// Names the weights that compute from now on.
     pub(crate) fn set_weight_version(&mut self, version: Arc<str>) {
         self.weight_version = version;
     }
@@ -57,10 +61,9 @@ impl Capture {
         self.ring.is_some()
     }
 
-    /// An empty ledger from `start` on, if routing is captured.
-    pub(crate) fn new_rows(&self, start: usize) -> Option<ChoiceRows> {
-        let ring = self.ring.as_ref()?;
-        Some(ChoiceRows { ledger: RowLedger::new(start, ring.layout().row_bytes()), rows_of_others: 0, error: None })
+    /// No rows yet, from position `start` on, with room up to position `end`; `None` if nothing is captured.
+    pub(crate) fn new_rows(&self, start: usize, end: usize) -> Option<SequenceRows> {
+        Some(SequenceRows::new(start, end, self.ring.as_ref()?.layout().row_bytes()))
     }
 
     /// The cells, for the router to write.
@@ -68,55 +71,107 @@ impl Capture {
         self.ring.as_mut().map(ring_cells)
     }
 
-    /// The row half of a copy-on-write.
-    pub(crate) fn copy_block(&mut self, copy: BlockCopy) {
+    /// The row half of a block's move.
+    pub(crate) fn move_block(&mut self, step: BlockMove) {
         #[cfg(test)]
-        if self.fault == crate::fault::Fault::RowLostOnCopyOnWrite {
+        if self.fault.loses_rows_of(step) {
             return;
         }
-        if let Some(ring) = &mut self.ring {
-            ring.copy_block(copy.from, copy.to);
+        let Some(ring) = &mut self.ring else { return };
+        match (step, &mut self.host) {
+            (BlockMove::Copy { from, to }, _) => ring.copy_block(from, to),
+            (BlockMove::SwapOut { block, host }, Some(rows)) => {
+                let bytes = rows.move_out(ring, block, host);
+                self.stats.count_moved("host", bytes);
+            }
+            (BlockMove::SwapIn { host, block }, Some(rows)) => {
+                let bytes = rows.move_in(ring, host, block);
+                self.stats.count_moved("device", bytes);
+            }
+            // The scheduler knows of a swap space exactly if there is one.
+            (BlockMove::SwapOut { .. } | BlockMove::SwapIn { .. }, None) => {}
         }
     }
 
-    /// Brings a choice's ledger up to position `upto`; a failure is the choice's alone.
-    pub(crate) fn drain(&self, sequence: &Sequence, pool: &BlockPool, rows: &mut ChoiceRows, upto: usize) {
-        let Some(ring) = self.ring.as_ref().filter(|_| rows.error.is_none()) else { return };
+    /// Brings a choice's rows up to position `upto` to the host; a failure is the choice's alone.
+    pub(crate) fn drain(&self, sequence: &Sequence, pool: &BlockPool, rows: &mut SequenceRows, upto: usize) {
+        let Some(ring) = &self.ring else { return };
         let began = Instant::now();
         let blocks = sequence.blocks();
         #[cfg(test)]
-        let (blocks, old_end) = (&*self.fault.blocks(blocks, pool), rows.ledger.end());
-        match drain(ring, pool, blocks, sequence.request(), &mut rows.ledger, upto) {
+        let blocks = &*self.fault.blocks(blocks, pool);
+        let drained = rows.drain(ring, pool, blocks, sequence.request(), upto, &self.weight_version);
+        match drained {
             Ok(drained) if drained.rows > 0 => {
                 self.stats.d2h_bytes.inc_by(drained.bytes as u64);
-                rows.rows_of_others += drained.rows_of_others;
                 self.stats.gather_seconds.observe(began.elapsed().as_secs_f64());
             }
-            Ok(_) => {}
-            Err(error) => {
-                let code = match &error {
-                    DrainError::GenerationMismatch { .. } => {
-                        self.stats.generation_mismatch.inc();
-                        "generation_mismatch"
-                    }
-                    _ => "rows_lost",
-                };
-                rows.error = Some(RowsError { code, message: error.to_string() });
-            }
+            Err(DrainError::GenerationMismatch { .. }) => _ = self.stats.generation_mismatch.inc(),
+            _ => {}
         }
-        #[cfg(test)]
-        self.fault.damage(&mut rows.ledger, old_end);
     }
 
-    /// The rows as the client gets them: up to position `upto`, all hidden layers.
-    pub(crate) fn deliver(&self, mut rows: ChoiceRows, upto: usize) -> Option<Result<ExpertRows, RowsError>> {
-        let layout = self.ring.as_ref()?.layout();
-        if let Some(error) = rows.error {
-            return Some(Err(error));
+    /// Compares rows computed again with those on the host, and counts.
+    pub(crate) fn verify(&self, sequence: &Sequence, rows: &SequenceRows, span: TokenSpan) {
+        let Some(ring) = &self.ring else { return };
+        let (compared, differing) = rows.compare(ring, sequence.blocks(), span);
+        self.stats.reprefill_rows_compared.inc_by(compared as u64);
+        self.stats.reprefill_rows_differing.inc_by(differing as u64);
+        if differing > 0 {
+            tracing::warn!(compared, differing, request = sequence.request().0, "rows differ after recomputation");
         }
-        rows.ledger.truncate(upto);
-        let start = rows.ledger.start();
-        let rows = ExpertRows::new(start, layout.wire(), layout.to_wire(rows.ledger.into_data()));
+    }
+
+    /// The routing of all computed positions of a sequence, to be used again when they are computed again.
+    pub(crate) fn save(&self, sequence: &Sequence) -> Option<ReplayRows> {
+        let (ring, computed) = (self.ring.as_ref()?, sequence.num_computed_tokens());
+        let block_size = ring.block_size();
+        let (mut ids, blocks) = (Vec::new(), &sequence.blocks()[..computed.div_ceil(block_size)]);
+        for block in blocks {
+            ids.extend(ring.ids(block.id as usize * block_size, block_size));
+        }
+        self.stats.count_moved("host", blocks.len() * block_size * ring.layout().row_bytes());
+        let row_len = ring.layout().num_moe_layers() * ring.layout().top_k();
+        ids.truncate(computed * row_len);
+        Some(ReplayRows::captured(TokenSpan::new(0, computed), row_len, ids))
+    }
+
+    /// Counts the selections of the rows just computed.
+    pub(crate) fn count_selections(&self, slots: &[u32]) {
+        if let (Some(load), Some(ring)) = (&self.load, &self.ring) {
+            slots.iter().for_each(|slot| load.add(&ring.ids(*slot as usize, 1)));
+        }
+    }
+
+    /// The rows that became known since the last delta, up to position `upto`; `None` once rows were lost.
+    pub(crate) fn delta(&self, rows: &mut SequenceRows, upto: usize) -> Option<ExpertRows> {
+        let layout = self.ring.as_ref()?.layout();
+        if rows.lost().is_some() {
+            return None;
+        }
+        let (start, data) = rows.take(upto);
+        ExpertRows::new(start, layout.wire(), layout.to_wire(data)).ok()
+    }
+
+    /// The rows as the client gets them: those that no delta had, up to position `upto`, all hidden layers.
+    pub(crate) fn deliver(&self, rows: SequenceRows, upto: usize) -> Option<Result<ExpertRows, RowsError>> {
+        let layout = self.ring.as_ref()?.layout();
+        if let Some(error) = rows.lost() {
+            let code = match error {
+                DrainError::GenerationMismatch { .. } => "generation_mismatch",
+                _ => "rows_lost",
+            };
+            return Some(Err(RowsError { code, message: error.to_string() }));
+        }
+        let (start, data) = rows.into_rest(upto);
+        #[cfg(test)]
+        let data = self.fault.damaged(data, layout.row_bytes());
+        let rows = ExpertRows::new(start, layout.wire(), layout.to_wire(data));
         Some(rows.map_err(|error| RowsError { code: "rows_lost", message: error.to_string() }))
     }
+}
+
+/// Which weights computed which rows, as the client gets it.
+pub(crate) fn weight_versions(rows: &SequenceRows, upto: usize) -> Vec<WeightVersionSpan> {
+    rows.versions(upto).into_iter().map(|(version, span)| WeightVersionSpan { version, span }).collect()
 }

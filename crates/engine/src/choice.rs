@@ -3,9 +3,13 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use moetrail_capture::SequenceRows;
+use moetrail_sched::{BlockPool, Release, Sequence};
 use moetrail_text::{Detokenizer, StopStrings, Tokenizer};
 
-use crate::capture::ChoiceRows;
+use crate::capture::Capture;
+use crate::config::ReprefillRouting;
+use crate::replay::ReplayRows;
 use crate::request::{FinishReason, GenerateRequest, StopReason};
 use crate::token_counts::TokenCounts;
 
@@ -20,7 +24,9 @@ pub(crate) struct Choice {
     pub(crate) index: usize,
     pub(crate) num_output: usize,
     pub(crate) counts: TokenCounts,
-    pub(crate) rows: Option<ChoiceRows>,
+    pub(crate) rows: Option<SequenceRows>,
+    /// Routing to be used again for positions that are computed again.
+    pub(crate) saved: Option<ReplayRows>,
     pub(crate) last_token_at: Option<Instant>,
     /// Whether state that it had computed was dropped by an operator's order.
     pub(crate) recomputed: bool,
@@ -40,7 +46,7 @@ impl Choice {
         index: usize,
         request: &GenerateRequest,
         tokenizer: Option<&Arc<Tokenizer>>,
-        rows: Option<ChoiceRows>,
+        rows: Option<SequenceRows>,
     ) -> Self {
         let params = &request.sampling;
         let text = tokenizer.filter(|_| params.detokenize || !params.stop.is_empty()).map(|tokenizer| ChoiceText {
@@ -48,7 +54,27 @@ impl Choice {
             stops: StopStrings::new(params.stop.clone(), params.include_stop_str_in_output),
         });
         let counts = TokenCounts::new(params, &request.prompt);
-        Self { index, num_output: 0, counts, rows, last_token_at: None, recomputed: false, text }
+        Self { index, num_output: 0, counts, rows, saved: None, last_token_at: None, recomputed: false, text }
+    }
+
+    /// Its sequence is about to lose its blocks: what they hold of its rows comes to the host.
+    pub(crate) fn lose_blocks(
+        &mut self,
+        sequence: &Sequence,
+        pool: &BlockPool,
+        release: Release,
+        capture: &Capture,
+        routing: ReprefillRouting,
+    ) {
+        let computed = sequence.num_computed_tokens();
+        if let Some(rows) = &mut self.rows {
+            capture.drain(sequence, pool, rows, computed);
+        }
+        let recomputes = release == Release::Recompute && routing == ReprefillRouting::Replay;
+        // While saved rows are being computed again, the ring holds no more than they do.
+        if recomputes && self.saved.as_ref().is_none_or(|saved| saved.span().end < computed) {
+            self.saved = capture.save(sequence);
+        }
     }
 
     /// Takes a sampled token and decides whether it is the last.

@@ -1,5 +1,14 @@
 //! What the command line decides about the engine.
 
+/// How experts are chosen for positions that are computed again after a preemption.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReprefillRouting {
+    /// By the router, as the first time.
+    Recompute,
+    /// As they were the first time, so that the rebuilt KV follows the routing under which the tokens were sampled.
+    Replay,
+}
+
 /// Settings of an engine; `Default` gives the command line's defaults.
 #[derive(Debug, Clone, PartialEq)]
 pub struct EngineConfig {
@@ -17,6 +26,14 @@ pub struct EngineConfig {
     pub num_blocks: Option<usize>,
     /// Whether full blocks are kept for later prompts.
     pub enable_prefix_caching: bool,
+    /// Bytes of host memory for the KV of preempted sequences and of evicted prefixes; 0 is none.
+    pub swap_space: usize,
+    /// How experts are chosen for positions that are computed again after a preemption.
+    pub reprefill_routing: ReprefillRouting,
+    /// Whether rows computed again are compared with the first ones, and counted.
+    pub verify_reprefill: bool,
+    /// Whether selections are counted by layer and expert.
+    pub expert_load_metrics: bool,
     /// Whether routing is captured.
     pub capture: bool,
     /// Whether every request gets rows that does not refuse them.
@@ -42,6 +59,10 @@ impl Default for EngineConfig {
             block_size: 16,
             num_blocks: None,
             enable_prefix_caching: true,
+            swap_space: 0,
+            reprefill_routing: ReprefillRouting::Recompute,
+            verify_reprefill: false,
+            expert_load_metrics: false,
             capture: true,
             return_routed_experts: false,
             max_queued_requests: 4096,

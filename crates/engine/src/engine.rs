@@ -8,19 +8,21 @@ use std::time::Instant;
 
 use moetrail_kernels::KvPool;
 use moetrail_models::Decoder;
+use moetrail_routes::TokenSpan;
 use moetrail_sched::{Batch, NewSequence, RequestKey, Scheduler, SeqId};
 use rustc_hash::FxHashMap;
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::capture::Capture;
 use crate::choice::Choice;
+use crate::config::ReprefillRouting;
+use crate::finish::{Closing, Ending};
 use crate::handle::{Command, Shared};
 use crate::info::EngineInfo;
 use crate::lifecycle::Pause;
-use crate::request::{
-    ChoiceDelta, Event, Finish, FinishReason, GenerateRequest, RequestError, StopReason, TokenLogprobs,
-};
-use crate::stats::{EngineStats, FinishedReason};
+use crate::request::{Event, FinishReason, GenerateRequest, ReplayStats, RequestError, TokenLogprobs};
+use crate::stats::EngineStats;
+use crate::swap::SwapSpace;
 
 /// A request that has been accepted and has not ended.
 pub(crate) struct Live {
@@ -33,6 +35,7 @@ pub(crate) struct Live {
     pub(crate) prompt_sent: bool,
     pub(crate) first_scheduled: bool,
     pub(crate) prompt_logprobs: Vec<Option<TokenLogprobs>>,
+    pub(crate) replay_stats: ReplayStats,
 }
 
 /// Everything the engine thread owns. Nothing here is shared or locked.
@@ -40,10 +43,14 @@ pub(crate) struct EngineThread {
     pub(crate) decoder: Decoder,
     pub(crate) kv: KvPool,
     pub(crate) capture: Capture,
+    pub(crate) swap: SwapSpace,
     pub(crate) scheduler: Scheduler,
     pub(crate) batch: Batch,
     pub(crate) live: FxHashMap<RequestKey, Live>,
     pub(crate) choices: FxHashMap<SeqId, Choice>,
+    /// Choices that have ended and whose rows are still on their way to the host, in order.
+    pub(crate) closing: Vec<Closing>,
+    pub(crate) settings: StepSettings,
     pub(crate) info: Arc<EngineInfo>,
     pub(crate) stats: Arc<EngineStats>,
     pub(crate) seed: u64,
@@ -54,6 +61,12 @@ pub(crate) struct EngineThread {
     pub(crate) pause: Pause,
     /// Weight updates so far.
     pub(crate) num_updates: u64,
+}
+
+/// What the command line decides about steps.
+pub(crate) struct StepSettings {
+    pub(crate) reprefill_routing: ReprefillRouting,
+    pub(crate) verify_reprefill: bool,
 }
 
 impl EngineThread {
@@ -111,10 +124,13 @@ impl EngineThread {
             num_choices: request.sampling.n,
             priority: request.priority,
             cache_salt: request.cache_salt.clone(),
-            // Cached positions are not forwarded, so they have no logits.
-            read_prefix_cache: request.sampling.prompt_logprobs.is_none(),
+            replay_digests: replay_digests(&request, self.info.block_size),
+            // Cached positions are not forwarded: they have no logits, and no router that would have chosen otherwise.
+            read_prefix_cache: request.sampling.prompt_logprobs.is_none() && request.routed_experts_replay.is_none(),
         });
-        let rows = request.routed_experts_start.and_then(|start| self.capture.new_rows(start));
+        // The last sampled token has no row.
+        let end = request.prompt.len() + request.sampling.max_tokens.saturating_sub(1);
+        let rows = request.routed_experts_start.and_then(|start| self.capture.new_rows(start, end));
         self.choices.insert(seq, Choice::new(0, &request, self.info.tokenizer.as_ref(), rows));
         let live = Live {
             request,
@@ -125,6 +141,7 @@ impl EngineThread {
             prompt_sent: false,
             first_scheduled: false,
             prompt_logprobs: Vec::new(),
+            replay_stats: ReplayStats::default(),
         };
         self.live.insert(key, live);
     }
@@ -133,7 +150,7 @@ impl EngineThread {
     pub(crate) fn abort(&mut self, key: RequestKey) {
         let Some(live) = self.live.get(&key) else { return };
         for seq in live.seqs.clone() {
-            self.finish(seq, Vec::new(), String::new(), Vec::new(), FinishReason::Abort, None);
+            self.finish(seq, Ending::without_token(FinishReason::Abort));
         }
     }
 
@@ -143,6 +160,7 @@ impl EngineThread {
         for seq in &live.seqs {
             self.scheduler.remove(*seq);
             self.choices.remove(seq);
+            self.closing.retain(|closing| closing.seq != *seq);
         }
         self.shared.live.fetch_sub(1, Ordering::AcqRel);
         // A client that is gone does not need to know.
@@ -155,56 +173,8 @@ impl EngineThread {
         }
         // Whatever a broken step left behind is dropped with the old pool: no block of it can be matched again.
         self.scheduler = Scheduler::new(self.scheduler.config().clone());
+        self.closing.clear();
         self.batch = Batch::default();
-    }
-
-    /// Ends a choice: drains its rows while it has its blocks, releases them, and tells the client.
-    pub(crate) fn finish(
-        &mut self,
-        seq: SeqId,
-        token_ids: Vec<u32>,
-        mut text: String,
-        logprobs: Vec<TokenLogprobs>,
-        reason: FinishReason,
-        stop_reason: Option<StopReason>,
-    ) {
-        let (Some(mut choice), Some(sequence)) = (self.choices.remove(&seq), self.scheduler.get(seq)) else { return };
-        let forwarded = sequence.max_computed_tokens();
-        // The last sampled token was never forwarded: it has no row.
-        let upto = forwarded.min(sequence.prompt_len() + choice.num_output.saturating_sub(1));
-        let key = sequence.request();
-        let Some(live) = self.live.get_mut(&key) else { return };
-        // Rows for a client that is gone would be copied for nothing.
-        let mut rows = choice.rows.take().filter(|_| forwarded > 0 && !live.events.is_closed());
-        if let Some(rows) = &mut rows {
-            self.capture.drain(sequence, self.scheduler.pool(), rows, upto.min(sequence.num_computed_tokens()));
-        }
-        self.scheduler.remove(seq);
-        if reason == FinishReason::Abort {
-            text.push_str(&choice.flush(&mut None));
-        }
-        let rows_of_others = rows.as_ref().map_or(0, |rows| rows.rows_of_others);
-        let routed_experts = rows.and_then(|rows| self.capture.deliver(rows, upto));
-        // Everything is counted before the client learns of the end, and may look.
-        if let (Some(Ok(rows)), Some(start)) = (&routed_experts, live.request.routed_experts_start) {
-            self.stats.rows_returned.inc_by(rows.num_rows() as u64);
-            self.stats.rows_trimmed.inc_by(start.min(forwarded) as u64);
-            self.stats.rows_prefix_cached.inc_by(rows_of_others as u64);
-        }
-        self.stats.request_success.get_or_create(&FinishedReason { finished_reason: reason.as_str() }).inc();
-        let finish = Finish { reason, stop_reason, routed_experts, recomputed: None };
-        let delta =
-            ChoiceDelta { index: choice.index, token_ids, text, logprobs, routed_experts: None, finish: Some(finish) };
-        let events = live.events.clone();
-        live.seqs.retain(|other| *other != seq);
-        if live.seqs.is_empty() {
-            self.stats.e2e_request_latency.observe(live.arrived.elapsed().as_secs_f64());
-            self.live.remove(&key);
-            self.shared.live.fetch_sub(1, Ordering::AcqRel);
-        }
-        self.publish_gauges();
-        // A client that is gone is noticed when its stream is dropped.
-        let _ = events.send(Event::Choice(delta));
     }
 
     /// Splits a request whose prompt is computed into its choices. The prompt's rows are drained once, before.
@@ -225,13 +195,20 @@ impl EngineThread {
         all
     }
 
-    fn publish_gauges(&self) {
+    pub(crate) fn publish_gauges(&self) {
         let pool = self.scheduler.pool();
         self.stats.num_requests_running.set(self.scheduler.num_running() as i64);
         self.stats.num_requests_waiting.set(self.scheduler.num_waiting() as i64);
         let used = pool.num_blocks() - pool.num_free();
         self.stats.kv_cache_usage_perc.set(used as f64 / pool.num_blocks() as f64);
     }
+}
+
+/// What a request's given routing adds to the names of its blocks.
+fn replay_digests(request: &GenerateRequest, block_size: usize) -> Arc<[Option<u128>]> {
+    let Some(replay) = &request.routed_experts_replay else { return Arc::default() };
+    let blocks = (0..replay.span().end).step_by(block_size);
+    blocks.map(|first| replay.digest(TokenSpan::new(first, first + block_size))).collect()
 }
 
 impl Drop for EngineThread {

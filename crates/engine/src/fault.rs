@@ -1,7 +1,6 @@
 //! Faults planted by tests, to show that the invariance test would notice them.
 
-use moetrail_routes::RowLedger;
-use moetrail_sched::{BlockPool, BlockRef};
+use moetrail_sched::{BlockMove, BlockPool, BlockRef};
 
 /// What goes wrong.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -9,17 +8,27 @@ pub enum Fault {
     /// Nothing.
     #[default]
     None,
-    /// Every drain delivers the rows of the positions one further.
+    /// Every row is that of the position one further.
     RowShift,
     /// A drain reads its last block through a table that is out of date.
     StaleBlock,
     /// Copy-on-write copies the KV and forgets the rows.
     RowLostOnCopyOnWrite,
+    /// A swap moves the KV and forgets the rows.
+    RowLostOnSwap,
     /// The pool has given the last block to another owner behind the sequence's back.
     BlockGivenAway,
 }
 
 impl Fault {
+    /// Whether the row half of a move is forgotten.
+    pub(crate) fn loses_rows_of(self, step: BlockMove) -> bool {
+        match step {
+            BlockMove::Copy { .. } => self == Self::RowLostOnCopyOnWrite,
+            BlockMove::SwapOut { .. } | BlockMove::SwapIn { .. } => self == Self::RowLostOnSwap,
+        }
+    }
+
     /// The block table as the faulty drain sees it.
     pub(crate) fn blocks(self, blocks: &[BlockRef], pool: &BlockPool) -> Vec<BlockRef> {
         let mut blocks = blocks.to_vec();
@@ -33,14 +42,11 @@ impl Fault {
         blocks
     }
 
-    /// What the faulty drain does to rows that arrived from `old_end` on.
-    pub(crate) fn damage(self, ledger: &mut RowLedger, old_end: usize) {
-        if self == Self::RowShift && ledger.end() > old_end {
-            let (start, row_bytes) = (ledger.start(), ledger.row_bytes());
-            let mut rows = ledger.data()[(old_end - start) * row_bytes..].to_vec();
+    /// What becomes of rows on their way to the client.
+    pub(crate) fn damaged(self, mut rows: Vec<u8>, row_bytes: usize) -> Vec<u8> {
+        if self == Self::RowShift && !rows.is_empty() {
             rows.rotate_left(row_bytes);
-            ledger.truncate(old_end);
-            ledger.append(old_end, &rows).expect("the rows follow the ledger's end");
         }
+        rows
     }
 }

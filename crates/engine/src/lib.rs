@@ -6,10 +6,12 @@ mod choice;
 mod config;
 mod control;
 mod engine;
+mod expert_load;
 #[cfg(test)]
 mod failure_tests;
 #[cfg(test)]
 mod fault;
+mod finish;
 mod handle;
 mod info;
 #[cfg(test)]
@@ -25,9 +27,10 @@ mod self_check;
 mod start;
 mod stats;
 mod step;
+mod swap;
 mod token_counts;
 
-pub use config::EngineConfig;
+pub use config::{EngineConfig, ReprefillRouting};
 pub use control::{ControlError, PauseMode};
 pub use handle::{EngineHandle, EventStream};
 pub use info::EngineInfo;

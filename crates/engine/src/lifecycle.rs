@@ -79,6 +79,7 @@ impl EngineThread {
         if clear_cache {
             self.reset_cache();
         }
+        self.close_all();
         self.end_waits(clear_cache);
         self.pause = Pause::Still;
     }
@@ -111,15 +112,18 @@ impl EngineThread {
 
     /// Drains every live sequence, takes its blocks, and leaves no block that could be matched.
     fn reset_cache(&mut self) {
-        let (capture, choices) = (&self.capture, &mut self.choices);
-        self.scheduler.reset_cache(&mut |sequence, pool| {
+        // Choices that have ended need their blocks for a moment only.
+        self.close_all();
+        let (capture, choices, settings) = (&self.capture, &mut self.choices, &self.settings);
+        self.scheduler.reset_cache(&mut |sequence, pool, release| {
             if let Some(choice) = choices.get_mut(&sequence.id()) {
-                choice.recomputed = true;
-                if let Some(rows) = &mut choice.rows {
-                    capture.drain(sequence, pool, rows, sequence.num_computed_tokens());
-                }
+                choice.lose_blocks(sequence, pool, release, capture, settings.reprefill_routing);
             }
         });
+        for (seq, choice) in &mut self.choices {
+            // Also those that wait for their turn to be computed again, or whose blocks were in the swap space.
+            choice.recomputed |= self.scheduler.get(*seq).is_some_and(|sequence| sequence.max_computed_tokens() > 0);
+        }
     }
 
     fn update_weights(&mut self, decoder: Decoder, version: Option<String>) -> Arc<str> {

@@ -1,6 +1,7 @@
 //! Routing that a request brings along.
 
 use moetrail_routes::{ExpertRows, TokenSpan};
+use xxhash_rust::xxh3::Xxh3;
 
 /// The shape of a model's routing.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,6 +62,26 @@ impl ReplayRows {
         Ok(Self { span: rows.span(), row_len, ids })
     }
 
+    /// Rows that the engine captured itself.
+    pub(crate) fn captured(span: TokenSpan, row_len: usize, ids: Vec<u16>) -> Self {
+        Self { span, row_len, ids }
+    }
+
+    /// A digest of the rows that cover the positions of `span`; `None` if none does.
+    pub(crate) fn digest(&self, span: TokenSpan) -> Option<u128> {
+        let covered = span.intersection(self.span);
+        if covered.is_empty() {
+            return None;
+        }
+        let mut hasher = Xxh3::new();
+        // Equal rows at other places of the block are other routing.
+        hasher.update(&(covered.start as u64).to_le_bytes());
+        for id in covered.iter().filter_map(|position| self.row(position)).flatten() {
+            hasher.update(&id.to_le_bytes());
+        }
+        Some(hasher.digest128())
+    }
+
     /// The positions covered.
     pub fn span(&self) -> TokenSpan {
         self.span
@@ -94,6 +115,17 @@ mod tests {
         let rows = ExpertRows::new(5, layout, data).expect("whole rows");
         let shape = RoutingShape { num_layers: 2, moe_layers: vec![1], top_k: 2, num_experts: 4 };
         ReplayRows::new(&rows, &shape).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn digests_tell_rows_and_their_places_apart() {
+        let rows = |data| replay(2, data, ExpertDtype::U8).expect("valid");
+        let (a, b) = (rows(vec![9, 9, 3, 1, 9, 9, 3, 1]), rows(vec![0, 0, 3, 1, 0, 0, 1, 3]));
+        let digest = |rows: &ReplayRows, start, end| rows.digest(TokenSpan::new(start, end));
+        assert_eq!(digest(&a, 4, 6), digest(&b, 4, 6));
+        assert_ne!(digest(&a, 4, 8), digest(&b, 4, 8));
+        assert_ne!(digest(&a, 5, 6), digest(&a, 6, 7));
+        assert_eq!((digest(&a, 0, 5), digest(&a, 7, 9)), (None, None));
     }
 
     #[test]

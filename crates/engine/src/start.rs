@@ -10,8 +10,8 @@ use moetrail_text::Tokenizer;
 use rustc_hash::FxHashMap;
 
 use crate::capture::Capture;
-use crate::config::EngineConfig;
-use crate::engine::EngineThread;
+use crate::config::{EngineConfig, ReprefillRouting};
+use crate::engine::{EngineThread, StepSettings};
 use crate::handle::{EngineHandle, Shared};
 use crate::info::EngineInfo;
 use crate::lifecycle::Pause;
@@ -19,6 +19,7 @@ use crate::memory::default_num_blocks;
 use crate::replay::RoutingShape;
 use crate::self_check::{SelfCheckError, self_check};
 use crate::stats::EngineStats;
+use crate::swap::SwapSpace;
 
 /// Why an engine did not start.
 #[derive(Debug, thiserror::Error)]
@@ -70,11 +71,15 @@ impl Engine {
             })
             .map(|layout| if layout.num_moe_layers() == 0 { Err(StartError::Dense) } else { Ok(layout) })
             .transpose()?;
-        if config.return_routed_experts && layout.is_none() {
-            return Err(StartError::Config {
-                flag: "--enable-return-routed-experts",
-                message: "needs capture, which --no-capture turns off".into(),
-            });
+        for (flag, set) in [
+            ("--enable-return-routed-experts", config.return_routed_experts),
+            ("--verify-reprefill", config.verify_reprefill),
+            ("--expert-load-metrics", config.expert_load_metrics),
+            ("--reprefill-routing replay", config.reprefill_routing == ReprefillRouting::Replay),
+        ] {
+            if set && layout.is_none() {
+                return Err(StartError::Config { flag, message: "needs capture, which --no-capture turns off".into() });
+            }
         }
         if let Some(layout) = &layout {
             for layer in self_check(&decoder, layout)? {
@@ -86,6 +91,10 @@ impl Engine {
         let num_blocks = config.num_blocks.unwrap_or_else(|| {
             default_num_blocks(bytes_per_block, config.block_size, max_model_len, config.max_num_seqs)
         });
+        let ring_bytes_per_block = layout.as_ref().map_or(0, |layout| config.block_size * layout.row_bytes());
+        // Slots are numbered by u32.
+        let num_host_blocks =
+            (config.swap_space / (bytes_per_block + ring_bytes_per_block)).min(u32::MAX as usize / config.block_size);
         let kv = decoder.new_kv_pool(num_blocks, config.block_size);
         let ring = layout.clone().map(|layout| CaptureRing::new(layout, num_blocks, config.block_size));
         tracing::info!(
@@ -93,6 +102,7 @@ impl Engine {
             block_size = config.block_size,
             tokens = num_blocks * config.block_size,
             kv_mib = (num_blocks * bytes_per_block) >> 20,
+            swap_blocks = num_host_blocks,
             ring_kib = ring.as_ref().map_or(0, CaptureRing::bytes) >> 10,
             "KV pool and ring of routed experts"
         );
@@ -125,13 +135,17 @@ impl Engine {
         let scheduler = Scheduler::new(SchedulerConfig {
             block_size: config.block_size,
             num_blocks,
+            num_host_blocks,
+            private_recompute: config.reprefill_routing == ReprefillRouting::Replay,
             max_num_seqs: config.max_num_seqs,
             max_num_batched_tokens: config.max_num_batched_tokens,
             enable_prefix_caching: config.enable_prefix_caching,
         });
 
-        #[cfg_attr(not(test), expect(unused_mut, reason = "tests plant a fault"))]
-        let mut capture = Capture::new(ring, stats.clone());
+        let mut capture = Capture::new(ring, num_host_blocks, stats.clone());
+        if config.expert_load_metrics {
+            capture.count_load(decoder.config().num_experts);
+        }
         #[cfg(test)]
         capture.plant(config.fault);
         let (commands, receiver) = mpsc::channel();
@@ -140,10 +154,16 @@ impl Engine {
             decoder,
             kv,
             capture,
+            swap: SwapSpace::new(num_host_blocks, bytes_per_block),
             scheduler,
             batch: Batch::default(),
             live: FxHashMap::default(),
             choices: FxHashMap::default(),
+            closing: Vec::new(),
+            settings: StepSettings {
+                reprefill_routing: config.reprefill_routing,
+                verify_reprefill: config.verify_reprefill,
+            },
             info: info.clone(),
             stats: stats.clone(),
             seed: config.seed.unwrap_or_else(entropy),

@@ -22,6 +22,19 @@ pub(crate) struct FinishedReason {
     pub(crate) finished_reason: &'static str,
 }
 
+/// The label of `moetrail_routed_experts_moved_bytes_total`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct MovedTo {
+    pub(crate) to: &'static str,
+}
+
+/// The labels of `moetrail_expert_load_total`; `layer` is the decoder's index.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct ExpertLabel {
+    pub(crate) layer: usize,
+    pub(crate) expert: usize,
+}
+
 type FloatGauge = Gauge<f64, AtomicU64>;
 
 /// Everything the engine counts. vLLM's names where vLLM has them; the feature's own begin with `moetrail_`.
@@ -50,6 +63,12 @@ pub struct EngineStats {
     pub(crate) rows_prefix_cached: Counter,
     pub(crate) generation_mismatch: Counter,
     pub(crate) gather_seconds: Histogram,
+    pub(crate) reprefill_rows_compared: Counter,
+    pub(crate) reprefill_rows_differing: Counter,
+    pub(crate) replay_rows: Counter,
+    pub(crate) replay_cells_changed: Counter,
+    pub(crate) expert_load: Family<ExpertLabel, Counter>,
+    moved_bytes: Family<MovedTo, Counter>,
 }
 
 impl EngineStats {
@@ -83,11 +102,20 @@ impl EngineStats {
             rows_prefix_cached: Counter::default(),
             generation_mismatch: Counter::default(),
             gather_seconds: Histogram::new(GATHER_BUCKETS),
+            reprefill_rows_compared: Counter::default(),
+            reprefill_rows_differing: Counter::default(),
+            replay_rows: Counter::default(),
+            replay_cells_changed: Counter::default(),
+            expert_load: Family::default(),
+            moved_bytes: Family::default(),
         };
         stats.register(&mut registry);
         // A reason that has not occurred yet should read 0, not be absent.
         for finished_reason in ["stop", "length", "abort"] {
             let _ = stats.request_success.get_or_create(&FinishedReason { finished_reason });
+        }
+        for to in ["host", "device"] {
+            stats.count_moved(to, 0);
         }
         stats.registry = registry;
         stats
@@ -166,7 +194,38 @@ impl EngineStats {
             "Gathers refused because a block had a new owner",
             self.generation_mismatch.clone(),
         );
+        r.register(
+            "moetrail_routed_experts_moved_bytes",
+            "Bytes of rows moved whole with their blocks",
+            self.moved_bytes.clone(),
+        );
+        r.register(
+            "moetrail_routed_experts_reprefill_rows_compared",
+            "Rows computed again that were compared with the first ones",
+            self.reprefill_rows_compared.clone(),
+        );
+        r.register(
+            "moetrail_routed_experts_reprefill_rows_differing",
+            "Of these, rows that differ",
+            self.reprefill_rows_differing.clone(),
+        );
+        r.register(
+            "moetrail_routed_experts_replay_rows",
+            "Positions whose routing was given by a request",
+            self.replay_rows.clone(),
+        );
+        r.register(
+            "moetrail_routed_experts_replay_cells_changed",
+            "Their (layer, token) cells for which the free router would have chosen another set",
+            self.replay_cells_changed.clone(),
+        );
+        r.register("moetrail_expert_load", "Selections by layer and expert", self.expert_load.clone());
         r.register("moetrail_routed_experts_gather_seconds", "Time of one drain", self.gather_seconds.clone());
+    }
+
+    /// Rows moved with their blocks to the host or the device.
+    pub(crate) fn count_moved(&self, to: &'static str, bytes: usize) {
+        self.moved_bytes.get_or_create(&MovedTo { to }).inc_by(bytes as u64);
     }
 
     /// The text that Prometheus scrapes.

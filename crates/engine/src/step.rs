@@ -11,6 +11,7 @@ use rustc_hash::FxHashMap;
 
 use crate::choice::Choice;
 use crate::engine::{EngineThread, Live};
+use crate::finish::Ending;
 use crate::logprobs::token_logprobs;
 use crate::request::{ChoiceDelta, Event, FinishReason, PromptOutput, RequestError, TokenLogprobs};
 use crate::sampler;
@@ -56,21 +57,22 @@ impl EngineThread {
                 Err(message) => self.fail_batch(&batch, &message),
             }
         }
+        let scheduled: Vec<SeqId> = batch.scheduled.iter().map(|scheduled| scheduled.seq).collect();
+        self.drain_slice(&scheduled);
         self.batch = batch;
     }
 
-    /// Plans the step; sequences that lose their blocks have their rows drained first.
+    /// Plans the step and moves blocks; sequences that lose theirs have their rows drained first.
     fn schedule(&mut self, batch: &mut Batch) {
-        let (capture, choices) = (&self.capture, &mut self.choices);
-        self.scheduler.schedule(batch, &mut |sequence, pool| {
-            if let Some(rows) = choices.get_mut(&sequence.id()).and_then(|choice| choice.rows.as_mut()) {
-                capture.drain(sequence, pool, rows, sequence.num_computed_tokens());
+        let (capture, choices, settings) = (&self.capture, &mut self.choices, &self.settings);
+        self.scheduler.schedule(batch, &mut |sequence, pool, release| {
+            if let Some(choice) = choices.get_mut(&sequence.id()) {
+                choice.lose_blocks(sequence, pool, release, capture, settings.reprefill_routing);
             }
         });
         self.stats.num_preemptions.inc_by(batch.num_preempted as u64);
-        for copy in &batch.copies {
-            self.kv.copy_block(copy.from, copy.to);
-            self.capture.copy_block(*copy);
+        for step in &batch.moves {
+            self.swap.execute(*step, &mut self.kv, &mut self.capture);
         }
     }
 
@@ -124,15 +126,17 @@ impl EngineThread {
         self.stats.iterations.inc();
         if self.capture.is_on() {
             self.stats.rows_captured.inc_by(batch.num_tokens() as u64);
+            self.capture.count_selections(&batch.slot_mapping);
         }
         for scheduled in &batch.scheduled {
             let Some(sequence) = self.scheduler.get(scheduled.seq) else { continue };
             if let Some(rows) = self.choices.get(&scheduled.seq).and_then(|choice| choice.rows.as_ref()) {
-                // The ledger holds rows of positions not yet committed only if they were drained at a preemption.
-                let known = rows.ledger.span();
-                let (first, end) = (scheduled.first_position, scheduled.first_position + scheduled.rows.len());
-                let again = end.min(known.end).saturating_sub(first.max(known.start));
-                self.stats.rows_deduplicated.inc_by(again as u64);
+                // Rows of positions just computed are on the host only if they were drained at a preemption.
+                let span = scheduled.span();
+                self.stats.rows_deduplicated.inc_by(span.intersection(rows.span()).len() as u64);
+                if self.settings.verify_reprefill {
+                    self.capture.verify(sequence, rows, span);
+                }
             }
             if let Some(live) = self.live.get_mut(&sequence.request()).filter(|live| !live.first_scheduled) {
                 live.first_scheduled = true;
@@ -188,7 +192,7 @@ impl EngineThread {
                 Some(index) => jobs.extend(choices.into_iter().map(|seq| (*index, seq))),
                 None => {
                     for seq in choices {
-                        self.finish(seq, Vec::new(), String::new(), Vec::new(), FinishReason::Length, None);
+                        self.finish(seq, Ending::without_token(FinishReason::Length));
                     }
                 }
             }
@@ -289,14 +293,21 @@ impl EngineThread {
         self.stats.generation_tokens.inc();
         let advance = choice.advance(token, &live.request, &self.info.eos_token_ids);
         if let Some((reason, stop_reason)) = advance.end {
-            return self.finish(sampled.seq, vec![token], advance.text, sampled.logprobs, reason, stop_reason);
+            let (text, logprobs) = (advance.text, sampled.logprobs);
+            return self.finish(sampled.seq, Ending { token_ids: vec![token], text, logprobs, reason, stop_reason });
         }
+        let routed_experts = choice.rows.as_mut().filter(|_| live.request.routed_experts_delta).and_then(|rows| {
+            // Every token but the new one has been forwarded.
+            let upto = sequence.num_computed_tokens();
+            self.capture.drain(sequence, self.scheduler.pool(), rows, upto);
+            self.capture.delta(rows, upto)
+        });
         let delta = ChoiceDelta {
             index: choice.index,
             token_ids: vec![token],
             text: advance.text,
             logprobs: sampled.logprobs,
-            routed_experts: None,
+            routed_experts,
             finish: None,
         };
         self.scheduler.push_token(sampled.seq, token);

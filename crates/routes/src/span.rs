@@ -15,6 +15,16 @@ impl TokenSpan {
         Self { start, end: end.max(start) }
     }
 
+    /// The positions, in order.
+    pub fn iter(self) -> std::ops::Range<usize> {
+        self.start..self.end
+    }
+
+    /// The positions that are in both, or the empty span at the later start.
+    pub fn intersection(self, other: Self) -> Self {
+        Self::new(self.start.max(other.start), self.end.min(other.end))
+    }
+
     /// Number of positions.
     pub fn len(self) -> usize {
         self.end - self.start

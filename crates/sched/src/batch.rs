@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use moetrail_routes::TokenSpan;
+
 use crate::sequence::SeqId;
 
 /// One step's work. Rows are tokens; the rows of a sequence are consecutive positions.
@@ -64,6 +66,13 @@ pub enum BlockMove {
         /// Block of the pool.
         block: u32,
     },
+}
+
+impl Scheduled {
+    /// The positions of its rows.
+    pub fn span(&self) -> TokenSpan {
+        TokenSpan::new(self.first_position, self.first_position + self.rows.len())
+    }
 }
 
 impl Batch {

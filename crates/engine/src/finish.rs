@@ -1,0 +1,153 @@
+//! The end of a choice: its last rows, then its last event.
+
+use std::sync::atomic::Ordering;
+
+use moetrail_sched::{RequestKey, SeqId};
+
+use crate::capture::weight_versions;
+use crate::choice::Choice;
+use crate::engine::EngineThread;
+use crate::request::{ChoiceDelta, Event, Finish, FinishReason, StopReason, TokenLogprobs};
+use crate::stats::FinishedReason;
+
+/// Bytes of rows that one step may bring to the host besides what clients wait for: about a tenth of a millisecond.
+///
+/// A long reply must not hold up the tokens of others.
+const DRAIN_SLICE: usize = 512 << 10;
+
+/// While a sequence runs, fewer rows than this are not worth a drain of their own.
+const DRAIN_ROWS: usize = 64;
+
+/// What a choice says last.
+pub(crate) struct Ending {
+    pub(crate) token_ids: Vec<u32>,
+    pub(crate) text: String,
+    pub(crate) logprobs: Vec<TokenLogprobs>,
+    pub(crate) reason: FinishReason,
+    pub(crate) stop_reason: Option<StopReason>,
+}
+
+impl Ending {
+    /// An end that no token led to.
+    pub(crate) fn without_token(reason: FinishReason) -> Self {
+        Self { token_ids: Vec::new(), text: String::new(), logprobs: Vec::new(), reason, stop_reason: None }
+    }
+}
+
+/// A choice that has ended; its sequence keeps its blocks until its rows are on the host.
+pub(crate) struct Closing {
+    pub(crate) seq: SeqId,
+    pub(crate) choice: Choice,
+    key: RequestKey,
+    ending: Ending,
+    /// Positions that were forwarded or hit.
+    forwarded: usize,
+    /// One past the last position whose row the client gets.
+    upto: usize,
+}
+
+impl EngineThread {
+    /// Ends a choice. Its last event follows at once, unless many rows are still to be drained.
+    pub(crate) fn finish(&mut self, seq: SeqId, mut ending: Ending) {
+        let (Some(mut choice), Some(sequence)) = (self.choices.remove(&seq), self.scheduler.get(seq)) else { return };
+        let forwarded = sequence.max_computed_tokens();
+        // The last sampled token was never forwarded: it has no row.
+        let upto = forwarded.min(sequence.prompt_len() + choice.num_output.saturating_sub(1));
+        if ending.reason == FinishReason::Abort {
+            ending.text.push_str(&choice.flush(&mut None));
+        }
+        if forwarded == 0 {
+            choice.rows = None;
+        }
+        let key = sequence.request();
+        self.scheduler.retire(seq);
+        let closing = Closing { seq, choice, key, ending, forwarded, upto };
+        if self.bytes_missing(&closing) > DRAIN_SLICE {
+            self.closing.push(closing);
+        } else {
+            self.close(closing);
+        }
+    }
+
+    /// Brings a slice of the rows that are still missing to the host: first of choices that have ended, then of those
+    /// that run.
+    pub(crate) fn drain_slice(&mut self, running: &[SeqId]) {
+        let mut budget = DRAIN_SLICE;
+        while let Some(closing) = self.closing.first_mut() {
+            let gone = self.live.get(&closing.key).is_none_or(|live| live.events.is_closed());
+            if let (Some(rows), Some(sequence), false) =
+                (&mut closing.choice.rows, self.scheduler.get(closing.seq), gone)
+            {
+                let slice = (budget / rows.row_bytes()).max(1);
+                let upto = closing.upto.min(sequence.num_computed_tokens());
+                let missing = rows.num_missing(upto);
+                self.capture.drain(sequence, self.scheduler.pool(), rows, upto.min(rows.span().end + slice));
+                budget = budget.saturating_sub(missing * rows.row_bytes());
+                if slice < missing {
+                    return;
+                }
+            }
+            let closing = self.closing.remove(0);
+            self.close(closing);
+        }
+        for seq in running {
+            let Some(sequence) = self.scheduler.get(*seq) else { continue };
+            let Some(rows) = self.choices.get_mut(seq).and_then(|choice| choice.rows.as_mut()) else { continue };
+            let missing = rows.num_missing(sequence.num_computed_tokens());
+            let slice = (budget / rows.row_bytes()).min(missing);
+            if missing >= DRAIN_ROWS && slice > 0 {
+                self.capture.drain(sequence, self.scheduler.pool(), rows, rows.span().end + slice);
+                budget -= slice * rows.row_bytes();
+            }
+        }
+    }
+
+    /// Ends what is still being drained, in one go.
+    pub(crate) fn close_all(&mut self) {
+        for closing in std::mem::take(&mut self.closing) {
+            self.close(closing);
+        }
+    }
+
+    fn bytes_missing(&self, closing: &Closing) -> usize {
+        let (Some(rows), Some(sequence)) = (&closing.choice.rows, self.scheduler.get(closing.seq)) else { return 0 };
+        rows.num_missing(closing.upto.min(sequence.num_computed_tokens())) * rows.row_bytes()
+    }
+
+    /// Drains the last rows while the blocks are there, releases them, and tells the client.
+    fn close(&mut self, closing: Closing) {
+        let Closing { seq, mut choice, key, ending, forwarded, upto } = closing;
+        let Some(live) = self.live.get_mut(&key) else { return };
+        // Rows for a client that is gone would be copied for nothing.
+        let mut rows = choice.rows.take().filter(|_| !live.events.is_closed());
+        if let (Some(rows), Some(sequence)) = (&mut rows, self.scheduler.get(seq)) {
+            self.capture.drain(sequence, self.scheduler.pool(), rows, upto.min(sequence.num_computed_tokens()));
+        }
+        self.scheduler.remove(seq);
+        let recomputed = rows.as_ref().filter(|_| choice.recomputed).map(|rows| weight_versions(rows, upto));
+        // What deltas carried before is counted now: a client that goes away in between has not got its rows.
+        let num_rows = rows.as_ref().map_or(0, |rows| upto.saturating_sub(rows.span().start));
+        let rows_of_others = rows.as_ref().map_or(0, |rows| rows.rows_of_others());
+        let routed_experts = rows.and_then(|rows| self.capture.deliver(rows, upto));
+        // Everything is counted before the client learns of the end, and may look.
+        if let (Some(Ok(_)), Some(start)) = (&routed_experts, live.request.routed_experts_start) {
+            self.stats.rows_returned.inc_by(num_rows as u64);
+            self.stats.rows_trimmed.inc_by(start.min(forwarded) as u64);
+            self.stats.rows_prefix_cached.inc_by(rows_of_others as u64);
+        }
+        let Ending { token_ids, text, logprobs, reason, stop_reason } = ending;
+        self.stats.request_success.get_or_create(&FinishedReason { finished_reason: reason.as_str() }).inc();
+        let finish = Some(Finish { reason, stop_reason, routed_experts, recomputed });
+        let delta = ChoiceDelta { index: choice.index, token_ids, text, logprobs, routed_experts: None, finish };
+        let events = live.events.clone();
+        live.seqs.retain(|other| *other != seq);
+        if live.seqs.is_empty() {
+            self.stats.e2e_request_latency.observe(live.arrived.elapsed().as_secs_f64());
+            self.live.remove(&key);
+            self.shared.live.fetch_sub(1, Ordering::AcqRel);
+        }
+        self.publish_gauges();
+        // A client that is gone is noticed when its stream is dropped.
+        let _ = events.send(Event::Choice(delta));
+    }
+}
