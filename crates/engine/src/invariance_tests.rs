@@ -4,16 +4,20 @@
 //! of the same request alone on a roomy engine without prefix cache. The counters must be exact, too.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use moetrail_models::{Checkpoint, DtypeChoice};
+use moetrail_routes::ExpertRows;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngSeed, TestCaseError, TestRunner};
 
 use crate::fault::Fault;
-use crate::{Engine, EngineConfig, EngineHandle, Event, EventStream, GenerateRequest, SamplingParams, TokenLogprobs};
+use crate::{
+    Engine, EngineConfig, EngineHandle, Event, EventStream, GenerateRequest, PauseMode, ReprefillRouting,
+    SamplingParams, TokenLogprobs,
+};
 
 const MODELS: [&str; 4] = ["qwen3_moe-a", "qwen3_moe-b", "olmoe-b", "mixtral-b"];
 
@@ -27,13 +31,36 @@ struct Seen {
     logprobs: Vec<LogprobBits>,
     rows: Option<Result<(usize, Vec<u8>), String>>,
     finish: Option<&'static str>,
+    row_bytes: usize,
 }
 
-#[derive(Debug, Clone, PartialEq, Default)]
+impl Seen {
+    /// Adds the rows of a chunk, which follow those of the chunk before.
+    fn add_rows(&mut self, rows: &ExpertRows) {
+        self.row_bytes = rows.layout().row_bytes();
+        let (start, data) = match self.rows.get_or_insert_with(|| Ok((rows.start(), Vec::new()))) {
+            Ok(seen) => seen,
+            Err(error) => panic!("rows after {error}"),
+        };
+        assert_eq!(*start + data.len() / self.row_bytes, rows.start(), "chunks of rows leave no gap");
+        data.extend_from_slice(rows.data());
+    }
+}
+
+#[derive(Debug, Clone, Default)]
 struct Outcome {
     prompt_logprobs: Vec<(u32, u32)>,
     choices: BTreeMap<usize, Seen>,
     failed: Option<String>,
+    /// Choices under which computed state was dropped.
+    recomputed: usize,
+}
+
+impl PartialEq for Outcome {
+    /// What was dropped on the way does not show.
+    fn eq(&self, other: &Self) -> bool {
+        (&self.prompt_logprobs, &self.choices, &self.failed) == (&other.prompt_logprobs, &other.choices, &other.failed)
+    }
 }
 
 fn bits(entry: &TokenLogprobs) -> LogprobBits {
@@ -52,11 +79,25 @@ impl Outcome {
                 let seen = self.choices.entry(delta.index).or_default();
                 seen.tokens.extend(delta.token_ids);
                 seen.logprobs.extend(delta.logprobs.iter().map(bits));
+                if let Some(rows) = delta.routed_experts {
+                    seen.add_rows(&rows);
+                }
                 if let Some(finish) = delta.finish {
                     seen.finish = Some(finish.reason.as_str());
-                    seen.rows = finish.routed_experts.map(|rows| {
-                        rows.map(|rows| (rows.start(), rows.data().to_vec())).map_err(|error| error.to_string())
-                    });
+                    match finish.routed_experts {
+                        Some(Ok(rows)) => seen.add_rows(&rows),
+                        Some(Err(error)) => seen.rows = Some(Err(error.to_string())),
+                        None => {}
+                    }
+                    if let (Some(versions), Some(Ok((start, data)))) = (finish.recomputed, &seen.rows) {
+                        // The stretches of the versions follow each other and cover the rows.
+                        let end = versions.iter().fold(*start, |end, next| {
+                            assert_eq!(next.span.start, end);
+                            next.span.end
+                        });
+                        assert_eq!(end - start, data.len() / seen.row_bytes.max(1));
+                        self.recomputed += 1;
+                    }
                 }
             }
             Event::Failed(error) => self.failed = Some(error.to_string()),
@@ -72,16 +113,49 @@ struct Arrival {
     after_events: usize,
     /// The next turn of the request before it: that prompt, what its last choice said, then this prompt.
     next_turn: bool,
+    /// What an operator does just before.
+    order: Option<Order>,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Order {
+    Reset,
+    /// To the same weights under another version.
+    UpdateWeights,
+    /// `keep`, with or without a reset, and resume.
+    Pause {
+        clear_cache: bool,
+    },
+}
+
+impl Order {
+    fn carry_out(self, handle: &EngineHandle, model: &str) {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+        let done = runtime.block_on(async {
+            match self {
+                Self::Reset => handle.reset_prefix_cache().await,
+                Self::UpdateWeights => handle.update_weights(folder(model), None).await.map(drop),
+                Self::Pause { clear_cache } => {
+                    handle.pause(PauseMode::Keep, clear_cache).await?;
+                    handle.resume().await
+                }
+            }
+        });
+        done.expect("the order is carried out");
+    }
+}
+
+fn folder(model: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(model)
 }
 
 fn start(model: &str, config: EngineConfig) -> Engine {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(model);
-    let checkpoint = Checkpoint::open_folder(&folder, model).expect("the golden checkpoint opens");
+    let checkpoint = Checkpoint::open_folder(&folder(model), model).expect("the golden checkpoint opens");
     let decoder = checkpoint.load(DtypeChoice::Auto, false).expect("the golden checkpoint loads");
     Engine::start(decoder, None, checkpoint.eos_token_ids(), config).expect("the engine starts")
 }
 
-fn run_all(handle: &EngineHandle, arrivals: &[Arrival]) -> Vec<Outcome> {
+fn run_all(handle: &EngineHandle, model: &str, arrivals: &[Arrival]) -> Vec<Outcome> {
     let mut streams: Vec<EventStream> = Vec::new();
     let mut outcomes: Vec<Outcome> = Vec::new();
     for arrival in arrivals {
@@ -89,6 +163,9 @@ fn run_all(handle: &EngineHandle, arrivals: &[Arrival]) -> Vec<Outcome> {
             for event in (0..arrival.after_events).map_while(|_| stream.blocking_next()) {
                 outcome.take(event);
             }
+        }
+        if let Some(order) = arrival.order {
+            order.carry_out(handle, model);
         }
         streams.push(handle.submit(arrival.request.clone()).expect("the request is valid"));
         outcomes.push(Outcome::default());
@@ -103,8 +180,9 @@ fn run_all(handle: &EngineHandle, arrivals: &[Arrival]) -> Vec<Outcome> {
 
 fn counter(handle: &EngineHandle, name: &str) -> u64 {
     let text = handle.stats().encode();
-    let line = text.lines().find(|line| line.starts_with(&format!("{name}{{"))).expect("the counter exists");
-    line.rsplit(' ').next().and_then(|value| value.parse().ok()).expect("a counter is a number")
+    let lines = text.lines().filter(|line| line.starts_with(&format!("{name}{{")));
+    let values = lines.map(|line| line.rsplit(' ').next().and_then(|value| value.parse::<u64>().ok()));
+    values.map(|value| value.expect("a counter is a number")).reduce(|a, b| a + b).expect("the counter exists")
 }
 
 prop_compose! {
@@ -122,6 +200,7 @@ prop_compose! {
         salt in prop::option::weighted(0.2, "[ab]"),
         priority in -1i32..2,
         penalised in prop::bool::weighted(0.2),
+        routed_experts_delta: bool,
     ) -> GenerateRequest {
         // Three families of prompts that share prefixes within the family.
         let mut prompt: Vec<u32> = (0..prompt_len as u32).map(|i| 3 + (i * i * 7 + i * 13 + family * 101) % 300).collect();
@@ -146,9 +225,18 @@ prop_compose! {
             priority,
             cache_salt: salt,
             routed_experts_start: start.map(|share| (share * prompt_len as f64) as usize),
+            routed_experts_delta,
             ..GenerateRequest::default()
         }
     }
+}
+
+fn order() -> impl Strategy<Value = Order> {
+    prop_oneof![
+        Just(Order::Reset),
+        Just(Order::UpdateWeights),
+        any::<bool>().prop_map(|clear_cache| Order::Pause { clear_cache })
+    ]
 }
 
 #[derive(Debug, Clone)]
@@ -160,11 +248,18 @@ struct Load {
 }
 
 fn load() -> impl Strategy<Value = Load> {
-    let arrival = (request(), 0usize..6, prop::bool::weighted(0.3));
-    let limits = (0usize..MODELS.len(), 1usize..20, 0usize..6, 0usize..4, 4usize..80, prop::bool::weighted(0.75));
+    let arrival = (request(), 0usize..6, prop::bool::weighted(0.3), prop::option::weighted(0.35, order()));
+    let swap_space = prop_oneof![Just(0usize), 1usize..1 << 20, Just(64 << 20)];
+    let routing = prop_oneof![Just(ReprefillRouting::Recompute), Just(ReprefillRouting::Replay)];
+    let limits = (
+        (0usize..MODELS.len(), 1usize..20, 0usize..6, 0usize..4, 4usize..80, prop::bool::weighted(0.75)),
+        (swap_space, routing),
+    );
     (prop::collection::vec(arrival, 2..7), limits).prop_map(|(arrivals, limits)| {
-        let (model, block_size, spare_blocks, extra_seqs, max_num_batched_tokens, enable_prefix_caching) = limits;
-        let arrival = |(request, after_events, next_turn)| Arrival { request, after_events, next_turn };
+        let ((model, block_size, spare_blocks, extra_seqs, max_num_batched_tokens, enable_prefix_caching), limits) =
+            limits;
+        let (swap_space, reprefill_routing) = limits;
+        let arrival = |(request, after_events, next_turn, order)| Arrival { request, after_events, next_turn, order };
         let arrivals: Vec<Arrival> = arrivals.into_iter().map(arrival).collect();
         let widest = arrivals.iter().map(|a| a.request.sampling.n).max().unwrap_or(1);
         let config = EngineConfig {
@@ -172,6 +267,9 @@ fn load() -> impl Strategy<Value = Load> {
             max_num_batched_tokens,
             block_size,
             enable_prefix_caching,
+            swap_space,
+            reprefill_routing,
+            verify_reprefill: true,
             ..EngineConfig::default()
         };
         Load { model: MODELS[model], arrivals, spare_blocks, config }
@@ -179,7 +277,7 @@ fn load() -> impl Strategy<Value = Load> {
 }
 
 /// Runs every request alone, turn by turn, and writes the prompts of later turns.
-fn expect(alone: &EngineHandle, arrivals: &mut [Arrival]) -> Vec<Outcome> {
+fn expect(alone: &EngineHandle, model: &str, arrivals: &mut [Arrival]) -> Vec<Outcome> {
     let mut outcomes: Vec<Outcome> = Vec::new();
     for i in 0..arrivals.len() {
         if let (true, Some(before)) = (arrivals[i].next_turn, outcomes.last()) {
@@ -193,11 +291,12 @@ fn expect(alone: &EngineHandle, arrivals: &mut [Arrival]) -> Vec<Outcome> {
             // The turn before has ended by then.
             arrivals[i].after_events = usize::MAX;
         }
-        outcomes.extend(run_all(alone, &arrivals[i..=i]));
+        let undisturbed = Arrival { order: None, ..arrivals[i].clone() };
+        outcomes.extend(run_all(alone, model, std::slice::from_ref(&undisturbed)));
         if arrivals[i].request.sampling.n > 1 {
-            let mut single = arrivals[i].clone();
+            let mut single = undisturbed;
             single.request.sampling.n = 1;
-            let single = run_all(alone, &[single]).remove(0);
+            let single = run_all(alone, model, &[single]).remove(0);
             assert_eq!(outcomes[i].choices[&0], single.choices[&0], "choice 0 of n > 1 differs from n = 1");
         }
     }
@@ -211,22 +310,26 @@ struct Met {
     prefix_hit: AtomicU32,
     several_chunks: AtomicU32,
     several_choices: AtomicU32,
+    swap: AtomicU32,
+    recomputed: AtomicU32,
 }
 
 /// Runs one load and compares every request with itself alone.
 fn check(alone: &BTreeMap<&str, Engine>, load: &Load, met: &Met) -> Result<(), TestCaseError> {
     let mut load = load.clone();
-    let expect = expect(&alone[load.model].handle(), &mut load.arrivals);
+    let expect = expect(&alone[load.model].handle(), load.model, &mut load.arrivals);
     let blocks =
         |r: &GenerateRequest| (r.prompt.len() + r.sampling.max_tokens.max(1) - 1).div_ceil(load.config.block_size);
     let longest = load.arrivals.iter().map(|a| blocks(&a.request)).max().unwrap_or(1);
     load.config.num_blocks = Some(longest + load.spare_blocks);
     let engine = start(load.model, load.config.clone());
     let handle = engine.handle();
-    let outcomes = run_all(&handle, &load.arrivals);
+    let outcomes = run_all(&handle, load.model, &load.arrivals);
     let bump = |counter: &AtomicU32, met: bool| counter.fetch_add(u32::from(met), Ordering::Relaxed);
     bump(&met.preemption, counter(&handle, "vllm:num_preemptions_total") > 0);
     bump(&met.prefix_hit, counter(&handle, "vllm:prefix_cache_hits_total") > 0);
+    bump(&met.swap, counter(&handle, "moetrail_routed_experts_moved_bytes_total") > 0 && load.config.swap_space > 0);
+    bump(&met.recomputed, outcomes.iter().any(|outcome| outcome.recomputed > 0));
     let longest = load.arrivals.iter().map(|a| a.request.prompt.len()).max().unwrap_or(0);
     bump(&met.several_chunks, longest > load.config.max_num_batched_tokens);
     bump(&met.several_choices, load.arrivals.iter().any(|a| a.request.sampling.n > 1));
@@ -260,6 +363,9 @@ fn check(alone: &BTreeMap<&str, Engine>, load: &Load, met: &Met) -> Result<(), T
         // Without dense layers a ring row is as wide as a row on the wire.
         prop_assert_eq!(counter(&handle, "moetrail_routed_experts_d2h_bytes_total"), (rows_drained * row_bytes) as u64);
     }
+    let again = counter(&handle, "moetrail_routed_experts_rows_deduplicated_total");
+    prop_assert_eq!(counter(&handle, "moetrail_routed_experts_reprefill_rows_compared_total"), again);
+    prop_assert_eq!(counter(&handle, "moetrail_routed_experts_reprefill_rows_differing_total"), 0);
     engine.shutdown();
     let idle = |line: &str| line.starts_with("vllm:kv_cache_usage_perc") && line.ends_with(" 0.0");
     let no_block_left = handle.stats().encode().lines().any(idle);
@@ -284,16 +390,17 @@ fn runner(cases: u32) -> TestRunner {
 fn a_request_gives_the_same_bits_alone_and_in_any_company() {
     let (alone, met) = (alone(), Arc::new(Met::default()));
     runner(500).run(&load(), |load| check(&alone, &load, &met)).unwrap_or_else(|error| panic!("{error}"));
-    let met = [&met.preemption, &met.prefix_hit, &met.several_chunks, &met.several_choices]
-        .map(|c| c.load(Ordering::Relaxed));
-    println!("of 500 cases, {met:?} met preemption, a prefix hit, several chunks, n > 1");
-    assert!(met.iter().all(|met| *met >= 100), "too few cases met preemption, prefix hits, chunks, n > 1: {met:?}");
+    let kinds =
+        [&met.preemption, &met.prefix_hit, &met.several_chunks, &met.several_choices, &met.swap, &met.recomputed];
+    let met = kinds.map(|c| c.load(Ordering::Relaxed));
+    println!("of 500 cases, {met:?} met preemption, a prefix hit, several chunks, n > 1, swap, dropped state");
+    assert!(met.iter().all(|met| *met >= 50), "a kind of case was met too rarely: {met:?}");
 }
 
 #[test]
 fn planted_faults_are_caught() {
     let (alone, met) = (alone(), Met::default());
-    for fault in [Fault::RowShift, Fault::StaleBlock, Fault::RowLostOnCopyOnWrite] {
+    for fault in [Fault::RowShift, Fault::StaleBlock, Fault::RowLostOnCopyOnWrite, Fault::RowLostOnSwap] {
         let load = load().prop_map(move |mut load| {
             load.config.fault = fault;
             load
