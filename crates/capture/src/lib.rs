@@ -10,6 +10,8 @@ mod layout;
 mod plan;
 mod ring;
 mod sequence_rows;
+#[cfg(test)]
+mod state_machine_tests;
 
 pub use drain::{DrainError, Drained, drain};
 pub use host_rows::HostRows;
