@@ -4,6 +4,7 @@
 
 mod golden;
 mod parity;
+mod pressure;
 mod process;
 mod serve;
 mod support;

@@ -34,6 +34,11 @@ impl Server {
         Self::spawn(Command::new(env!("CARGO_BIN_EXE_moetrail")).arg("serve").arg(folder).args(flags))
     }
 
+    /// Serves the bundled model.
+    pub fn bundled(flags: &[&str]) -> Self {
+        Self::spawn(Command::new(env!("CARGO_BIN_EXE_moetrail")).arg("serve").args(flags))
+    }
+
     pub fn spawn(command: &mut Command) -> Self {
         let command = command.args(["--port", "0"]).env("RUST_LOG", "warn").stdout(Stdio::piped());
         let mut child = command.spawn().expect("the binary starts");
@@ -70,12 +75,13 @@ impl Server {
         response.body_mut().as_reader().read_exact(&mut first).expect("the answer begins");
     }
 
-    /// The value of a metric, labels ignored.
+    /// The value of a metric, over all labels.
     pub fn metric(&self, name: &str) -> f64 {
         let text = self.get("/metrics").body;
-        let line = text.lines().find(|line| line.starts_with(name) && line[name.len()..].starts_with(['{', ' ']));
-        let line = line.unwrap_or_else(|| panic!("no {name} in\n{text}"));
-        line.rsplit(' ').next().and_then(|value| value.parse().ok()).expect("a metric is a number")
+        let lines = text.lines().filter(|line| line.starts_with(name) && line[name.len()..].starts_with(['{', ' ']));
+        let values = lines.map(|line| line.rsplit(' ').next().and_then(|value| value.parse::<f64>().ok()));
+        let sum = values.map(|value| value.expect("a metric is a number")).reduce(|a, b| a + b);
+        sum.unwrap_or_else(|| panic!("no {name} in\n{text}"))
     }
 
     pub fn signal(&self, name: &str) {
