@@ -67,6 +67,14 @@ pub enum KernelError {
         /// The slot named twice.
         slot: u32,
     },
+    /// An expert is given twice to one token.
+    #[error("{op}: expert {expert} occurs twice in one cell")]
+    RepeatedExpert {
+        /// The operation.
+        op: &'static str,
+        /// The expert.
+        expert: u16,
+    },
     /// The tensor lies on a device this build has no kernel for.
     #[error("{op}: no kernel for device {device} in this build")]
     Device {

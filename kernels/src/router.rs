@@ -1,6 +1,6 @@
 //! The router: the only place where experts are chosen, and where the choice is written down.
 
-use std::sync::atomic::{AtomicU8, AtomicU16, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, Ordering};
 
 use candle_core::{Device, Result, Tensor};
 
@@ -10,6 +10,7 @@ use crate::form::Form;
 use crate::packed::PackedMatrix;
 use crate::pool;
 use crate::product::linear;
+use crate::replay::{RouterReplay, sets_differ};
 use crate::simd::math::exp;
 use crate::simd::{Body, LANES, Lanes, dispatch};
 use crate::tensor::with_rows;
@@ -78,6 +79,15 @@ pub struct RingWrite<'a> {
     pub slots: &'a [u32],
 }
 
+/// The seam at which routing is written down, and at which it can be given.
+#[derive(Default)]
+pub struct RouterSeam<'a> {
+    /// Where the experts that are used go.
+    pub capture: Option<RingWrite<'a>>,
+    /// Experts to use in place of the router's choice, and the MoE layer that is routing.
+    pub replay: Option<(RouterReplay<'a>, usize)>,
+}
+
 /// The chosen experts of a batch.
 #[derive(Clone, Debug)]
 pub struct Routing {
@@ -87,45 +97,63 @@ pub struct Routing {
     pub topk_weights: Tensor,
     /// Rows that had a NaN logit; their requests fail.
     pub nan_rows: Vec<u32>,
+    /// Replayed rows for which the router would have chosen another set of experts.
+    pub changed_rows: Vec<u32>,
 }
 
-/// Chooses the experts of each row of `x` f32 `[n, hidden]`, and writes them to the ring when `capture` is given.
+/// Rows of a call that something is to be said about.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RowNotes {
+    /// Rows that had a NaN logit.
+    pub nan_rows: Vec<u32>,
+    /// Replayed rows for which the router would have chosen another set of experts.
+    pub changed_rows: Vec<u32>,
+}
+
+/// Chooses the experts of each row of `x` f32 `[n, hidden]`, and writes them to the ring of the seam.
 ///
 /// Logits are f32. The order is descending by logit, ties lower id first; NaN comes last, below -inf; ids are
-/// distinct. Capturing changes no bit of the result.
-pub fn route(x: &Tensor, gate: &RouterWeight, cfg: &RouterConfig, capture: Option<RingWrite<'_>>) -> Result<Routing> {
+/// distinct. Capturing changes no bit of the result. A replayed row has the given experts in the given order; their
+/// weights are those of the live logits, so replaying what the router chooses changes no bit either.
+pub fn route(x: &Tensor, gate: &RouterWeight, cfg: &RouterConfig, seam: RouterSeam<'_>) -> Result<Routing> {
     check_shape(OP, "gate", &[gate.num_experts()], &[cfg.num_experts])?;
     with_rows(OP, "x", x, gate.hidden(), |x, n| {
         let mut logits = vec![0.0; n * cfg.num_experts];
         linear(Form::current(), x, &gate.gate, None, &mut logits);
         let mut ids = vec![0; n * cfg.top_k];
         let mut weights = vec![0.0; n * cfg.top_k];
-        let nan_rows = select(Form::current(), &logits, cfg, capture, &mut ids, &mut weights)?;
+        let notes = select(Form::current(), &logits, cfg, seam, &mut ids, &mut weights)?;
         let shape = (n, cfg.top_k);
         Ok(Routing {
             topk_ids: Tensor::from_vec(ids, shape, &Device::Cpu)?,
             topk_weights: Tensor::from_vec(weights, shape, &Device::Cpu)?,
-            nan_rows,
+            nan_rows: notes.nan_rows,
+            changed_rows: notes.changed_rows,
         })
     })
 }
 
-/// The choice for given `logits` `[n, num_experts]`: `ids` and `weights` `[n, top_k]`; returns the rows with a NaN.
+/// The choice for given `logits` `[n, num_experts]`: `ids` and `weights` `[n, top_k]`.
 pub fn select(
     form: Form,
     logits: &[f32],
     cfg: &RouterConfig,
-    capture: Option<RingWrite<'_>>,
+    seam: RouterSeam<'_>,
     ids: &mut [u32],
     weights: &mut [f32],
-) -> std::result::Result<Vec<u32>, KernelError> {
+) -> std::result::Result<RowNotes, KernelError> {
     let (experts, top_k) = (cfg.num_experts, cfg.top_k);
     check_index(OP, "top_k", top_k.wrapping_sub(1), experts)?;
     let n = logits.len() / experts;
     check_shape(OP, "logits", &[logits.len()], &[n * experts])?;
     check_shape(OP, "ids", &[ids.len()], &[n * top_k])?;
     check_shape(OP, "weights", &[weights.len()], &[n * top_k])?;
-    let ring = capture.map(|write| Ring::new(write, cfg, n)).transpose()?;
+    if let Some((replay, moe_layer)) = &seam.replay {
+        check_index(OP, "MoE layer", *moe_layer, replay.moe_layers)?;
+        replay.check(n, top_k, experts)?;
+    }
+    let ring = seam.capture.map(|write| Ring::new(write, cfg, n)).transpose()?;
+    let changed: Vec<AtomicBool> = seam.replay.iter().flat_map(|_| (0..n).map(|_| AtomicBool::new(false))).collect();
 
     const ROWS: usize = 32;
     let (all_ids, all_weights) = (Shared::new(ids), Shared::new(weights));
@@ -135,6 +163,10 @@ pub fn select(
             let (ids, weights) = unsafe { (all_ids.slice(row * top_k, top_k), all_weights.slice(row * top_k, top_k)) };
             let logits = &logits[row * experts..][..experts];
             top_k_ids(logits, ids);
+            if let Some(given) = seam.replay.as_ref().and_then(|(replay, layer)| replay.cell(row, *layer, top_k)) {
+                changed[row].store(sets_differ(ids, given), Ordering::Relaxed);
+                ids.iter_mut().zip(given).for_each(|(id, given)| *id = (*given).into());
+            }
             if let Some(ring) = &ring {
                 ring.store(row, ids);
             }
@@ -142,7 +174,11 @@ pub fn select(
         }
     });
     let has_nan = |row: &usize| logits[row * experts..][..experts].iter().any(|logit| logit.is_nan());
-    Ok((0..n).filter(has_nan).map(|row| row as u32).collect())
+    let changed_rows = changed.iter().zip(0..).filter(|(changed, _)| changed.load(Ordering::Relaxed));
+    Ok(RowNotes {
+        nan_rows: (0..n).filter(has_nan).map(|row| row as u32).collect(),
+        changed_rows: changed_rows.map(|(_, row)| row).collect(),
+    })
 }
 
 /// Sorts as the router does when compared as an integer: larger logit first, then lower id, NaN last.
@@ -307,8 +343,8 @@ mod tests {
     fn choose(logits: &[f32], top_k: usize) -> (Vec<u32>, Vec<u32>) {
         let cfg = RouterConfig { top_k, num_experts: logits.len(), norm_topk_prob: true };
         let (mut ids, mut weights) = (vec![0; top_k], vec![0.0; top_k]);
-        let nan_rows = select(Form::current(), logits, &cfg, None, &mut ids, &mut weights).unwrap();
-        (ids, nan_rows)
+        let notes = select(Form::current(), logits, &cfg, RouterSeam::default(), &mut ids, &mut weights).unwrap();
+        (ids, notes.nan_rows)
     }
 
     #[test]
@@ -338,7 +374,8 @@ mod tests {
         for wide in [false, true] {
             let cells = if wide { RingCells::U16(&mut words) } else { RingCells::U8(&mut bytes) };
             let write = RingWrite { cells, moe_layers: 3, moe_layer: 1, slots: &[4, 1] };
-            select(Form::current(), &logits, &cfg, Some(write), &mut ids, &mut weights).unwrap();
+            let seam = RouterSeam { capture: Some(write), replay: None };
+            select(Form::current(), &logits, &cfg, seam, &mut ids, &mut weights).unwrap();
         }
         let mut expected = vec![0xee; 30];
         expected[26..28].copy_from_slice(&[3, 2]);
@@ -357,7 +394,8 @@ mod tests {
         let mut words = vec![9; 4];
         let mut refuse = |cells: RingCells<'_>, moe_layer, slots: &[u32]| {
             let write = RingWrite { cells, moe_layers: 2, moe_layer, slots };
-            select(Form::current(), &logits, &cfg, Some(write), &mut ids, &mut weights).unwrap_err().to_string()
+            let seam = RouterSeam { capture: Some(write), replay: None };
+            select(Form::current(), &logits, &cfg, seam, &mut ids, &mut weights).unwrap_err().to_string()
         };
         assert!(refuse(RingCells::U8(&mut bytes), 0, &[0]).contains("largest expert id 299"));
         assert!(refuse(RingCells::U16(&mut words), 2, &[0]).contains("MoE layer 2"));

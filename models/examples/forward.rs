@@ -40,6 +40,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             slot_mapping: &positions,
             seqs: &seqs,
             logit_rows: &rows,
+            replay: None,
         };
         let output = decoder.forward(&input, &mut kv, Some(RingCells::U16(&mut ring)))?;
         logits.extend(output.logits.to_vec2::<f32>()?);

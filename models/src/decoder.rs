@@ -1,7 +1,9 @@
 //! The forward pass: embedding, layers, head.
 
 use candle_core::{Device, Tensor};
-use moetrail_kernels::{KvPool, Linear, PackedMatrix, RingCells, RingWrite, RopeTable, WeightDtype, embedding};
+use moetrail_kernels::{
+    KvPool, Linear, PackedMatrix, RingCells, RingWrite, RopeTable, RouterSeam, WeightDtype, embedding,
+};
 
 use crate::config::ModelConfig;
 use crate::error::Result;
@@ -108,8 +110,8 @@ impl Decoder {
     /// Runs the rows through all layers and those of `logit_rows` through the head: [`hidden`](Self::hidden), then
     /// [`logits`](Self::logits).
     pub fn forward(&self, input: &StepInput<'_>, kv: &mut KvPool, ring: Option<RingCells<'_>>) -> Result<StepOutput> {
-        let HiddenOutput { hidden, nan_rows } = self.hidden(input, kv, ring)?;
-        Ok(StepOutput { logits: self.logits(&hidden)?, nan_rows })
+        let HiddenOutput { hidden, nan_rows, changed_cells } = self.hidden(input, kv, ring)?;
+        Ok(StepOutput { logits: self.logits(&hidden)?, nan_rows, changed_cells })
     }
 
     /// Runs the rows through all layers and keeps those of `logit_rows`.
@@ -125,9 +127,10 @@ impl Decoder {
         self.check(input, kv, ring.as_ref())?;
         if input.token_ids.is_empty() {
             let hidden = Tensor::zeros((0, self.config.hidden_size), candle_core::DType::F32, &self.device)?;
-            return Ok(HiddenOutput { hidden, nan_rows: Vec::new() });
+            return Ok(HiddenOutput { hidden, nan_rows: Vec::new(), changed_cells: Vec::new() });
         }
         let mut nan_rows = Vec::new();
+        let mut changed_cells = vec![0; if input.replay.is_some() { input.token_ids.len() } else { 0 }];
         let mut moe_layer = 0;
         let mut x = embedding(&self.embedding, input.token_ids, &self.device)?;
         for (index, layer) in self.layers.iter().enumerate() {
@@ -138,9 +141,11 @@ impl Decoder {
                 moe_layer,
                 slots: input.slot_mapping,
             });
+            let seam = RouterSeam { capture, replay: input.replay.map(|replay| (replay, moe_layer)) };
             moe_layer += usize::from(sparse);
-            let (out, nan) = layer.forward(&x, input, &self.rope, kv, index, capture)?;
-            nan_rows.extend(nan);
+            let (out, notes) = layer.forward(&x, input, &self.rope, kv, index, seam)?;
+            nan_rows.extend(notes.nan_rows);
+            notes.changed_rows.iter().for_each(|row| changed_cells[*row as usize] += 1);
             x = out;
         }
         nan_rows.sort_unstable();
@@ -153,7 +158,7 @@ impl Decoder {
             (false, true) => Tensor::zeros((0, self.config.hidden_size), candle_core::DType::F32, &self.device)?,
             (false, false) => x.index_select(&Tensor::from_slice(rows, rows.len(), &self.device)?, 0)?,
         };
-        Ok(HiddenOutput { hidden, nan_rows })
+        Ok(HiddenOutput { hidden, nan_rows, changed_cells })
     }
 
     /// The logits of hidden rows, `[rows, hidden]` to F32 `[rows, vocab]`.
@@ -170,6 +175,14 @@ impl Decoder {
         let num_slots = num_slots(kv);
         let limits = Limits { vocab_size: self.config.vocab_size, max_positions: self.max_positions(), num_slots };
         input.check(&limits)?;
+        if let Some(replay) = &input.replay {
+            let (moe_layers, rows) = (self.config.moe_layers.len(), input.token_ids.len());
+            if replay.moe_layers != moe_layers {
+                return Err(refused("replay", format!("{moe_layers} MoE layers"), replay.moe_layers.to_string()));
+            }
+            let checked = replay.check(rows, self.config.num_experts_per_tok, self.config.num_experts);
+            checked.map_err(candle_core::Error::from)?;
+        }
         let Some(ring) = ring else {
             return Ok(());
         };

@@ -1,7 +1,7 @@
 //! One decoder layer: attention, then a dense or a sparse feed-forward network, each behind a norm.
 
 use candle_core::{Device, Tensor};
-use moetrail_kernels::{KvPool, RingWrite, RopeTable, rms_norm};
+use moetrail_kernels::{KvPool, RopeTable, RouterSeam, RowNotes, rms_norm};
 
 use crate::attention::Attention;
 use crate::config::ModelConfig;
@@ -57,7 +57,7 @@ impl Layer {
         Ok(Self { input_norm, attention, post_attention_norm, ffn })
     }
 
-    /// `[rows, hidden]` to `[rows, hidden]`, and the rows whose router saw NaN.
+    /// `[rows, hidden]` to `[rows, hidden]`, and what its router has to say about rows.
     pub(crate) fn forward(
         &self,
         x: &Tensor,
@@ -65,15 +65,15 @@ impl Layer {
         rope: &RopeTable,
         kv: &mut KvPool,
         layer: usize,
-        capture: Option<RingWrite<'_>>,
-    ) -> Result<(Tensor, Vec<u32>)> {
+        seam: RouterSeam<'_>,
+    ) -> Result<(Tensor, RowNotes)> {
         let attended = self.attention.forward(&self.input_norm.forward(x)?, input, rope, kv, layer)?;
         let x = (x + attended)?;
         let normed = self.post_attention_norm.forward(&x)?;
-        let (out, nan_rows) = match &self.ffn {
-            Ffn::Dense(mlp) => (mlp.forward(&normed)?, Vec::new()),
-            Ffn::Sparse(moe) => moe.forward(&normed, capture)?,
+        let (out, notes) = match &self.ffn {
+            Ffn::Dense(mlp) => (mlp.forward(&normed)?, RowNotes::default()),
+            Ffn::Sparse(moe) => moe.forward(&normed, seam)?,
         };
-        Ok(((x + out)?, nan_rows))
+        Ok(((x + out)?, notes))
     }
 }

@@ -35,7 +35,7 @@ pub use decoder::Decoder;
 pub use dtype::DtypeChoice;
 pub use error::{ModelError, Result};
 pub use generation::GenerationConfig;
-pub use moetrail_kernels::{KvPool, RingCells, SeqSpan, WeightDtype};
+pub use moetrail_kernels::{FREE, KvPool, RingCells, RouterReplay, SeqSpan, WeightDtype};
 pub use registry::supported_architectures;
 pub use rope::{RopeConfig, RopeScaling};
 pub use step::{HiddenOutput, StepInput, StepOutput};

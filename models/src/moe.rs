@@ -1,7 +1,9 @@
 //! The sparse feed-forward network: the seam between routing and experts.
 
 use candle_core::Tensor;
-use moetrail_kernels::{PackedExperts, RingWrite, RouterConfig, RouterWeight, Routing, WeightView, expert_ffn, route};
+use moetrail_kernels::{
+    PackedExperts, RouterConfig, RouterSeam, RouterWeight, Routing, RowNotes, WeightView, expert_ffn, route,
+};
 
 use crate::config::ModelConfig;
 use crate::error::Result;
@@ -35,12 +37,12 @@ impl Moe {
         })
     }
 
-    /// Picks the experts of every row, which writes them to the ring, and runs them: `[rows, hidden]` to
-    /// `[rows, hidden]`, and the rows whose router saw NaN.
-    pub(crate) fn forward(&self, x: &Tensor, capture: Option<RingWrite<'_>>) -> Result<(Tensor, Vec<u32>)> {
-        let routing: Routing = route(x, &self.router, &self.routing, capture)?;
+    /// Picks the experts of every row, or takes those given, which writes them to the ring, and runs them:
+    /// `[rows, hidden]` to `[rows, hidden]`.
+    pub(crate) fn forward(&self, x: &Tensor, seam: RouterSeam<'_>) -> Result<(Tensor, RowNotes)> {
+        let routing: Routing = route(x, &self.router, &self.routing, seam)?;
         let out = expert_ffn(x, &routing, &self.experts)?;
-        Ok((out, routing.nan_rows))
+        Ok((out, RowNotes { nan_rows: routing.nan_rows, changed_rows: routing.changed_rows }))
     }
 }
 

@@ -1,7 +1,7 @@
 //! What goes into a forward pass and what comes out.
 
 use candle_core::Tensor;
-use moetrail_kernels::{KvPool, SeqSpan};
+use moetrail_kernels::{KvPool, RouterReplay, SeqSpan};
 
 use crate::error::{ModelError, Result};
 
@@ -18,6 +18,8 @@ pub struct StepInput<'a> {
     pub seqs: &'a [SeqSpan<'a>],
     /// Rows whose logits are wanted, in the order wanted.
     pub logit_rows: &'a [u32],
+    /// Experts to use in place of the routers' choice.
+    pub replay: Option<RouterReplay<'a>>,
 }
 
 /// What the layers give.
@@ -27,6 +29,9 @@ pub struct HiddenOutput {
     pub hidden: Tensor,
     /// Rows of the batch whose router saw NaN in any layer, ascending.
     pub nan_rows: Vec<u32>,
+    /// For each row of the batch, the MoE layers whose router would have chosen another set of experts than was given;
+    /// empty without a replay.
+    pub changed_cells: Vec<u32>,
 }
 
 /// What a forward pass gives.
@@ -36,6 +41,9 @@ pub struct StepOutput {
     pub logits: Tensor,
     /// Rows of the batch whose router saw NaN in any layer, ascending.
     pub nan_rows: Vec<u32>,
+    /// For each row of the batch, the MoE layers whose router would have chosen another set of experts than was given;
+    /// empty without a replay.
+    pub changed_cells: Vec<u32>,
 }
 
 /// What the rows have to stay below.

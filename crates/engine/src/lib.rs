@@ -20,6 +20,8 @@ mod lifecycle;
 mod logprobs;
 mod memory;
 mod replay;
+#[cfg(test)]
+mod replay_tests;
 mod request;
 mod sampler;
 mod sampling;

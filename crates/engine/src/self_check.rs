@@ -118,6 +118,7 @@ fn forward(decoder: &Decoder, layout: &RingLayout, pattern: u16) -> Result<Vec<u
         slot_mapping: &positions,
         seqs: &[SeqSpan { rows: 0..num_tokens, first_position: 0, block_table: &[0] }],
         logit_rows: &[],
+        replay: None,
     };
     decoder.forward(&input, &mut kv, Some(ring_cells(&mut ring))).map_err(|error| failed(&error))?;
     Ok(match ring.cells_mut() {

@@ -5,7 +5,8 @@ use std::time::Instant;
 
 use candle_core::Tensor;
 use moetrail_kernels::{SeqSpan, pool};
-use moetrail_models::{HiddenOutput, StepInput};
+use moetrail_models::{FREE, HiddenOutput, RouterReplay, StepInput};
+use moetrail_routes::TokenSpan;
 use moetrail_sched::{Batch, RequestKey, Scheduled, SeqId};
 use rustc_hash::FxHashMap;
 
@@ -50,7 +51,7 @@ impl EngineThread {
             match self.forward(&batch, &[&wanted.prompt_rows[..], &wanted.next_rows].concat()) {
                 Ok(output) => {
                     self.scheduler.commit(&batch);
-                    self.count(&batch);
+                    self.count(&batch, &output.changed_cells);
                     self.fail_nan_rows(&batch, &output);
                     self.hand_out(&batch, &wanted, &output);
                 }
@@ -104,7 +105,29 @@ impl EngineThread {
         wanted
     }
 
+    /// The given routing of a batch: for each row its row in the ids, and the ids; `None` if all rows are free.
+    fn given_routing(&self, batch: &Batch) -> Option<(Vec<u32>, Vec<u16>)> {
+        let (mut row_of, mut ids, mut num_rows) = (Vec::new(), Vec::new(), 0);
+        for scheduled in &batch.scheduled {
+            let saved = self.choices.get(&scheduled.seq).and_then(|choice| choice.saved.as_ref());
+            let sequence = self.scheduler.get(scheduled.seq)?;
+            let live = self.live.get(&sequence.request());
+            let given = live.and_then(|live| live.request.routed_experts_replay.as_deref());
+            for position in scheduled.span().iter().filter(|_| saved.is_some() || given.is_some()) {
+                // What was used the first time is used again, whoever gave it.
+                let row = saved.and_then(|rows| rows.row(position)).or_else(|| given?.row(position));
+                let Some(row) = row else { continue };
+                row_of.resize(batch.num_tokens(), FREE);
+                row_of[scheduled.rows.start + position - scheduled.first_position] = num_rows;
+                num_rows += 1;
+                ids.extend_from_slice(row);
+            }
+        }
+        (num_rows > 0).then_some((row_of, ids))
+    }
+
     fn forward(&mut self, batch: &Batch, logit_rows: &[u32]) -> Result<HiddenOutput, String> {
+        let given = self.given_routing(batch);
         let span = |scheduled: &Scheduled| SeqSpan {
             rows: scheduled.rows.clone(),
             first_position: scheduled.first_position as u32,
@@ -117,12 +140,13 @@ impl EngineThread {
             slot_mapping: &batch.slot_mapping,
             seqs: &seqs,
             logit_rows,
+            replay: given.as_ref().map(|(row_of, ids)| RouterReplay { row_of, ids, moe_layers: self.moe_layers }),
         };
         self.decoder.hidden(&input, &mut self.kv, self.capture.cells()).map_err(|error| error.to_string())
     }
 
     /// Counts what the step computed, and notes first admissions.
-    fn count(&mut self, batch: &Batch) {
+    fn count(&mut self, batch: &Batch, changed_cells: &[u32]) {
         self.stats.iterations.inc();
         if self.capture.is_on() {
             self.stats.rows_captured.inc_by(batch.num_tokens() as u64);
@@ -138,7 +162,24 @@ impl EngineThread {
                     self.capture.verify(sequence, rows, span);
                 }
             }
-            if let Some(live) = self.live.get_mut(&sequence.request()).filter(|live| !live.first_scheduled) {
+            if let Some(choice) = self.choices.get_mut(&scheduled.seq) {
+                let computed = sequence.num_computed_tokens();
+                choice.saved = choice.saved.take().filter(|saved| saved.span().end > computed);
+            }
+            let Some(live) = self.live.get_mut(&sequence.request()) else { continue };
+            if let Some(replay) = &live.request.routed_experts_replay {
+                // Positions computed again were counted the first time.
+                let first = scheduled.first_position + scheduled.num_recomputed;
+                let replayed = TokenSpan::new(first, scheduled.span().end).intersection(replay.span());
+                let rows = replayed.iter().map(|position| scheduled.rows.start + position - scheduled.first_position);
+                let changed: u32 = rows.map(|row| changed_cells.get(row).copied().unwrap_or(0)).sum();
+                live.replay_stats.rows += replayed.len();
+                live.replay_stats.cells += replayed.len() * self.moe_layers;
+                live.replay_stats.cells_changed += changed as usize;
+                self.stats.replay_rows.inc_by(replayed.len() as u64);
+                self.stats.replay_cells_changed.inc_by(changed.into());
+            }
+            if !live.first_scheduled {
                 live.first_scheduled = true;
                 self.stats.request_queue_time.observe(live.arrived.elapsed().as_secs_f64());
                 self.stats.prefix_cache_queries.inc_by(sequence.prompt_len() as u64);
@@ -254,8 +295,9 @@ impl EngineThread {
             entries.resize(live.request.prompt.len(), None);
             entries
         });
+        let replay_stats = live.request.routed_experts_replay.as_ref().map(|_| live.replay_stats);
         // A client that is gone is noticed when its stream is dropped.
-        let _ = live.events.send(Event::Prompt(PromptOutput { cached_tokens, prompt_logprobs, replay_stats: None }));
+        let _ = live.events.send(Event::Prompt(PromptOutput { cached_tokens, prompt_logprobs, replay_stats }));
         true
     }
 

@@ -73,7 +73,7 @@ proptest! {
 
 /// K then V of a slot (blocks of one slot) as f32.
 fn stored(kv: &KvPool, slot: u32) -> Vec<f32> {
-    let mut bytes = Vec::new();
+    let mut bytes = vec![0; kv.bytes() / kv.num_blocks()];
     kv.read_block(slot, &mut bytes);
     let pair = |pair: &[u8]| u16::from_le_bytes([pair[0], pair[1]]);
     match kv.dtype() {

@@ -32,8 +32,14 @@ fn capture_changes_no_bit_and_writes_only_the_slots_of_the_step() {
     // The second sequence lies backwards in its block, which only a table of one-slot blocks can say.
     let tables: [&[u32]; 2] = [&[8, 9, 10], &[3, 2, 1]];
     let seqs = [0, 1].map(|i| SeqSpan { rows: 3 * i..3 * i + 3, first_position: 0, block_table: tables[i] });
-    let input =
-        StepInput { token_ids: &tokens, positions: &positions, slot_mapping: &slots, seqs: &seqs, logit_rows: &[5, 2] };
+    let input = StepInput {
+        token_ids: &tokens,
+        positions: &positions,
+        slot_mapping: &slots,
+        seqs: &seqs,
+        logit_rows: &[5, 2],
+        replay: None,
+    };
     let free = decoder.forward(&input, &mut decoder.new_kv_pool(12, 1), None).unwrap();
     let width = 3 * 2;
     let mut ring = vec![u8::MAX; 12 * width];
@@ -105,6 +111,7 @@ fn a_row_whose_router_sees_nan_is_named() {
         slot_mapping: &[0, 4, 8],
         seqs: &seqs,
         logit_rows: &[0],
+        replay: None,
     };
     let output = decoder.forward(&input, &mut decoder.new_kv_pool(3, BLOCK_SIZE), None).unwrap();
     assert_eq!(output.nan_rows, [1]);
@@ -116,8 +123,14 @@ fn steps_that_do_not_fit_are_refused() {
     let decoder = load(&written(&Synthetic::new("qwen3_moe"), Layout::EachExpert), DtypeChoice::Auto);
     let table = [0u32, 1];
     let seqs = [SeqSpan { rows: 0..2, first_position: 0, block_table: &table }];
-    let good =
-        StepInput { token_ids: &[1, 2], positions: &[0, 1], slot_mapping: &[0, 1], seqs: &seqs, logit_rows: &[1] };
+    let good = StepInput {
+        token_ids: &[1, 2],
+        positions: &[0, 1],
+        slot_mapping: &[0, 1],
+        seqs: &seqs,
+        logit_rows: &[1],
+        replay: None,
+    };
     let mut kv = decoder.new_kv_pool(2, BLOCK_SIZE);
     decoder.forward(&good, &mut kv, None).unwrap();
     let short = [SeqSpan { rows: 0..1, first_position: 0, block_table: &table }];
@@ -144,7 +157,8 @@ fn steps_that_do_not_fit_are_refused() {
     let error = decoder.forward(&good, &mut kv, Some(RingCells::U8(&mut ring))).unwrap_err().to_string();
     assert!(error.contains("ring: expected 8 slots of 6 cells, found 47 cells"), "{error}");
 
-    let nothing = StepInput { token_ids: &[], positions: &[], slot_mapping: &[], seqs: &[], logit_rows: &[] };
+    let nothing =
+        StepInput { token_ids: &[], positions: &[], slot_mapping: &[], seqs: &[], logit_rows: &[], replay: None };
     assert_eq!(decoder.forward(&nothing, &mut kv, None).unwrap().logits.dims(), [0, 96]);
     one_token(&decoder, &mut kv, 95).unwrap();
 }

@@ -4,9 +4,10 @@ mod configs;
 mod forward;
 mod layouts;
 mod refusals;
+mod replay;
 
 use candle_core::Tensor;
-use moetrail_kernels::{KvPool, RingCells, SeqSpan};
+use moetrail_kernels::{FREE, KvPool, RingCells, RouterReplay, SeqSpan};
 use tempfile::TempDir;
 
 use crate::{Checkpoint, Decoder, DtypeChoice, StepInput};
@@ -37,9 +38,17 @@ fn load(folder: &TempDir, dtype: DtypeChoice) -> Decoder {
 struct Run {
     logits: Vec<Vec<u32>>,
     ids: Vec<Vec<u16>>,
+    /// By position; empty without a replay.
+    changed_cells: Vec<u32>,
 }
 
 fn run(decoder: &Decoder, ids: &[u32], chunk: usize, block_size: usize) -> Run {
+    run_given(decoder, ids, chunk, block_size, &[])
+}
+
+/// The same with given rows for the first positions.
+fn run_given(decoder: &Decoder, ids: &[u32], chunk: usize, block_size: usize, given: &[Vec<u16>]) -> Run {
+    let given_ids = given.concat();
     let config = decoder.config();
     let width = config.moe_layers.len() * config.num_experts_per_tok;
     let num_blocks = ids.len().div_ceil(block_size) + 1;
@@ -48,12 +57,14 @@ fn run(decoder: &Decoder, ids: &[u32], chunk: usize, block_size: usize) -> Run {
         |position: usize| block_table[position / block_size] * block_size as u32 + (position % block_size) as u32;
     let mut kv = decoder.new_kv_pool(num_blocks, block_size);
     let mut ring = vec![u16::MAX; num_blocks * block_size * width];
-    let mut logits = Vec::new();
+    let (mut logits, mut changed_cells) = (Vec::new(), Vec::new());
     for (index, tokens) in ids.chunks(chunk).enumerate() {
         let first = index * chunk;
         let positions: Vec<u32> = (first..first + tokens.len()).map(|p| p as u32).collect();
         let slots: Vec<u32> = (first..first + tokens.len()).map(slot).collect();
         let rows: Vec<u32> = (0..tokens.len() as u32).collect();
+        let row_of: Vec<u32> =
+            (first..first + tokens.len()).map(|p| if p < given.len() { p as u32 } else { FREE }).collect();
         let seqs = [SeqSpan { rows: 0..tokens.len(), first_position: first as u32, block_table: &block_table }];
         let input = StepInput {
             token_ids: tokens,
@@ -61,13 +72,19 @@ fn run(decoder: &Decoder, ids: &[u32], chunk: usize, block_size: usize) -> Run {
             slot_mapping: &slots,
             seqs: &seqs,
             logit_rows: &rows,
+            replay: (!given.is_empty()).then_some(RouterReplay {
+                row_of: &row_of,
+                ids: &given_ids,
+                moe_layers: config.moe_layers.len(),
+            }),
         };
         let output = decoder.forward(&input, &mut kv, Some(RingCells::U16(&mut ring))).unwrap();
         assert!(output.nan_rows.is_empty());
         logits.extend(bits(&output.logits));
+        changed_cells.extend(output.changed_cells);
     }
     let ids = (0..ids.len()).map(|p| ring[slot(p) as usize * width..][..width].to_vec()).collect();
-    Run { logits, ids }
+    Run { logits, ids, changed_cells }
 }
 
 fn bits(logits: &Tensor) -> Vec<Vec<u32>> {
@@ -78,6 +95,13 @@ fn bits(logits: &Tensor) -> Vec<Vec<u32>> {
 /// A single-row step of a sequence of one token.
 fn one_token(decoder: &Decoder, kv: &mut KvPool, token: u32) -> crate::Result<crate::StepOutput> {
     let seqs = [SeqSpan { rows: 0..1, first_position: 0, block_table: &[0] }];
-    let input = StepInput { token_ids: &[token], positions: &[0], slot_mapping: &[0], seqs: &seqs, logit_rows: &[0] };
+    let input = StepInput {
+        token_ids: &[token],
+        positions: &[0],
+        slot_mapping: &[0],
+        seqs: &seqs,
+        logit_rows: &[0],
+        replay: None,
+    };
     decoder.forward(&input, kv, None)
 }
