@@ -7,8 +7,8 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use moetrail_kernels::{
-    AttentionShape, Form, KvPool, PackedExperts, PackedMatrix, QkvCall, RopeTable, RouterConfig, RouterSeam, SeqSpan,
-    WeightDtype, attention, experts_rows, linear, pool, rms_norm_rows, select,
+    AttentionShape, Form, KvPool, PackedExperts, PackedMatrix, QkvCall, RopeTable, RouterConfig, SeqSpan, WeightDtype,
+    attention, experts_rows, linear, pool, rms_norm_rows, select,
 };
 
 const HIDDEN: usize = 1024;
@@ -236,7 +236,7 @@ fn small(form: Form) {
         let cfg = RouterConfig { top_k: TOP_K, num_experts: EXPERTS, norm_topk_prob: false };
         let (mut ids, mut weights) = (vec![0; n * TOP_K], vec![0.0; n * TOP_K]);
         let choose = best(|_| {
-            select(form, &logits, &cfg, RouterSeam::default(), &mut ids, &mut weights).expect("the shapes agree");
+            select(form, &logits, &cfg, None, None, &mut ids, &mut weights).expect("the shapes agree");
         });
         println!("{n:>4} rows: rms_norm {:.2} us, top-{TOP_K} of {EXPERTS} {:.2} us", norm * 1e6, choose * 1e6);
     }

@@ -67,13 +67,15 @@ pub enum KernelError {
         /// The slot named twice.
         slot: u32,
     },
-    /// An expert is given twice to one token.
-    #[error("{op}: expert {expert} occurs twice in one cell")]
+    /// The experts given for a row name one of them twice.
+    #[error("{op}: expert {id} is given twice for row {row}")]
     RepeatedExpert {
         /// The operation.
         op: &'static str,
+        /// Row of the call.
+        row: usize,
         /// The expert.
-        expert: u16,
+        id: u16,
     },
     /// The tensor lies on a device this build has no kernel for.
     #[error("{op}: no kernel for device {device} in this build")]

@@ -1,6 +1,6 @@
-//! The router: the only place where experts are chosen, and where the choice is written down.
+//! The router: the only place where experts are chosen or given, and where the choice is written down.
 
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU16, Ordering};
 
 use candle_core::{Device, Result, Tensor};
 
@@ -10,7 +10,7 @@ use crate::form::Form;
 use crate::packed::PackedMatrix;
 use crate::pool;
 use crate::product::linear;
-use crate::replay::{RouterReplay, sets_differ};
+use crate::replay::ReplayRows;
 use crate::simd::math::exp;
 use crate::simd::{Body, LANES, Lanes, dispatch};
 use crate::tensor::with_rows;
@@ -79,93 +79,93 @@ pub struct RingWrite<'a> {
     pub slots: &'a [u32],
 }
 
-/// The seam at which routing is written down, and at which it can be given.
-#[derive(Default)]
-pub struct RouterSeam<'a> {
-    /// Where the experts that are used go.
-    pub capture: Option<RingWrite<'a>>,
-    /// Experts to use in place of the router's choice, and the MoE layer that is routing.
-    pub replay: Option<(RouterReplay<'a>, usize)>,
+/// Rows of a call that somebody has to hear of, each list ascending.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RowMarks {
+    /// Rows that had a NaN logit; their requests fail.
+    pub nan_rows: Vec<u32>,
+    /// Replayed rows for which the free router would have chosen another set.
+    pub changed_rows: Vec<u32>,
 }
 
 /// The chosen experts of a batch.
 #[derive(Clone, Debug)]
 pub struct Routing {
-    /// Expert ids u32 `[n, top_k]`, descending by logit, ties lower id first.
+    /// Expert ids u32 `[n, top_k]`, descending by logit, ties lower id first; those of a replayed row as given.
     pub topk_ids: Tensor,
     /// Their weights f32 `[n, top_k]`.
     pub topk_weights: Tensor,
-    /// Rows that had a NaN logit; their requests fail.
-    pub nan_rows: Vec<u32>,
-    /// Replayed rows for which the router would have chosen another set of experts.
-    pub changed_rows: Vec<u32>,
+    /// What is to be told of the rows.
+    pub marks: RowMarks,
 }
 
-/// Rows of a call that something is to be said about.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct RowNotes {
-    /// Rows that had a NaN logit.
-    pub nan_rows: Vec<u32>,
-    /// Replayed rows for which the router would have chosen another set of experts.
-    pub changed_rows: Vec<u32>,
-}
-
-/// Chooses the experts of each row of `x` f32 `[n, hidden]`, and writes them to the ring of the seam.
+/// Chooses the experts of each row of `x` f32 `[n, hidden]`, or takes those that `replay` gives for it, and writes them
+/// to the ring when `capture` is given.
 ///
 /// Logits are f32. The order is descending by logit, ties lower id first; NaN comes last, below -inf; ids are
-/// distinct. Capturing changes no bit of the result. A replayed row has the given experts in the given order; their
-/// weights are those of the live logits, so replaying what the router chooses changes no bit either.
-pub fn route(x: &Tensor, gate: &RouterWeight, cfg: &RouterConfig, seam: RouterSeam<'_>) -> Result<Routing> {
+/// distinct. Capturing changes no bit of the result.
+///
+/// A replayed row keeps the given ids in the given order, in the result and in the ring; their weights are gathered from
+/// the live logits as those of chosen ids are, so that a row's own ids give its own bits. Other rows are not touched.
+pub fn route(
+    x: &Tensor,
+    gate: &RouterWeight,
+    cfg: &RouterConfig,
+    capture: Option<RingWrite<'_>>,
+    replay: Option<ReplayRows<'_>>,
+) -> Result<Routing> {
     check_shape(OP, "gate", &[gate.num_experts()], &[cfg.num_experts])?;
     with_rows(OP, "x", x, gate.hidden(), |x, n| {
         let mut logits = vec![0.0; n * cfg.num_experts];
         linear(Form::current(), x, &gate.gate, None, &mut logits);
         let mut ids = vec![0; n * cfg.top_k];
         let mut weights = vec![0.0; n * cfg.top_k];
-        let notes = select(Form::current(), &logits, cfg, seam, &mut ids, &mut weights)?;
+        let marks = select(Form::current(), &logits, cfg, capture, replay, &mut ids, &mut weights)?;
         let shape = (n, cfg.top_k);
         Ok(Routing {
             topk_ids: Tensor::from_vec(ids, shape, &Device::Cpu)?,
             topk_weights: Tensor::from_vec(weights, shape, &Device::Cpu)?,
-            nan_rows: notes.nan_rows,
-            changed_rows: notes.changed_rows,
+            marks,
         })
     })
 }
 
-/// The choice for given `logits` `[n, num_experts]`: `ids` and `weights` `[n, top_k]`.
+/// As [`route`], for given `logits` `[n, num_experts]`: fills `ids` and `weights`, `[n, top_k]`.
+///
+/// # Errors
+/// Nothing is written when a shape, a slot, or a given id does not fit, or a row is given an id twice.
 pub fn select(
     form: Form,
     logits: &[f32],
     cfg: &RouterConfig,
-    seam: RouterSeam<'_>,
+    capture: Option<RingWrite<'_>>,
+    replay: Option<ReplayRows<'_>>,
     ids: &mut [u32],
     weights: &mut [f32],
-) -> std::result::Result<RowNotes, KernelError> {
+) -> std::result::Result<RowMarks, KernelError> {
     let (experts, top_k) = (cfg.num_experts, cfg.top_k);
     check_index(OP, "top_k", top_k.wrapping_sub(1), experts)?;
     let n = logits.len() / experts;
     check_shape(OP, "logits", &[logits.len()], &[n * experts])?;
     check_shape(OP, "ids", &[ids.len()], &[n * top_k])?;
     check_shape(OP, "weights", &[weights.len()], &[n * top_k])?;
-    if let Some((replay, moe_layer)) = &seam.replay {
-        check_index(OP, "MoE layer", *moe_layer, replay.moe_layers)?;
-        replay.check(n, top_k, experts)?;
+    let ring = capture.map(|write| Ring::new(write, cfg, n)).transpose()?;
+    if let Some(replay) = &replay {
+        replay.check(OP, n, cfg)?;
     }
-    let ring = seam.capture.map(|write| Ring::new(write, cfg, n)).transpose()?;
-    let changed: Vec<AtomicBool> = seam.replay.iter().flat_map(|_| (0..n).map(|_| AtomicBool::new(false))).collect();
 
     const ROWS: usize = 32;
-    let (all_ids, all_weights) = (Shared::new(ids), Shared::new(weights));
+    let mut changed = vec![false; if replay.is_some() { n } else { 0 }];
+    let (all_ids, all_weights, all_changed) = (Shared::new(ids), Shared::new(weights), Shared::new(&mut changed));
     pool::run(n.div_ceil(ROWS), &|task| {
         for row in task * ROWS..n.min((task + 1) * ROWS) {
             // SAFETY: each row is taken by one task, and its part lies inside the checked lengths.
             let (ids, weights) = unsafe { (all_ids.slice(row * top_k, top_k), all_weights.slice(row * top_k, top_k)) };
             let logits = &logits[row * experts..][..experts];
             top_k_ids(logits, ids);
-            if let Some(given) = seam.replay.as_ref().and_then(|(replay, layer)| replay.cell(row, *layer, top_k)) {
-                changed[row].store(sets_differ(ids, given), Ordering::Relaxed);
-                ids.iter_mut().zip(given).for_each(|(id, given)| *id = (*given).into());
+            if let Some(replay) = &replay {
+                // SAFETY: as above; with a replay there is a flag for every row.
+                unsafe { all_changed.slice(row, 1)[0] = replay.put(row, ids) };
             }
             if let Some(ring) = &ring {
                 ring.store(row, ids);
@@ -173,12 +173,13 @@ pub fn select(
             dispatch(form, SoftmaxWeights { logits, ids, normalise: cfg.norm_topk_prob, weights });
         }
     });
-    let has_nan = |row: &usize| logits[row * experts..][..experts].iter().any(|logit| logit.is_nan());
-    let changed_rows = changed.iter().zip(0..).filter(|(changed, _)| changed.load(Ordering::Relaxed));
-    Ok(RowNotes {
-        nan_rows: (0..n).filter(has_nan).map(|row| row as u32).collect(),
-        changed_rows: changed_rows.map(|(_, row)| row).collect(),
-    })
+    let has_nan = |row: usize| logits[row * experts..][..experts].iter().any(|logit| logit.is_nan());
+    Ok(RowMarks { nan_rows: marked(n, has_nan), changed_rows: marked(changed.len(), |row| changed[row]) })
+}
+
+/// The rows of `0..n` that have a mark.
+fn marked(n: usize, has_mark: impl Fn(usize) -> bool) -> Vec<u32> {
+    (0..n).filter(|&row| has_mark(row)).map(|row| row as u32).collect()
 }
 
 /// Sorts as the router does when compared as an integer: larger logit first, then lower id, NaN last.
@@ -343,8 +344,8 @@ mod tests {
     fn choose(logits: &[f32], top_k: usize) -> (Vec<u32>, Vec<u32>) {
         let cfg = RouterConfig { top_k, num_experts: logits.len(), norm_topk_prob: true };
         let (mut ids, mut weights) = (vec![0; top_k], vec![0.0; top_k]);
-        let notes = select(Form::current(), logits, &cfg, RouterSeam::default(), &mut ids, &mut weights).unwrap();
-        (ids, notes.nan_rows)
+        let marks = select(Form::current(), logits, &cfg, None, None, &mut ids, &mut weights).unwrap();
+        (ids, marks.nan_rows)
     }
 
     #[test]
@@ -374,8 +375,7 @@ mod tests {
         for wide in [false, true] {
             let cells = if wide { RingCells::U16(&mut words) } else { RingCells::U8(&mut bytes) };
             let write = RingWrite { cells, moe_layers: 3, moe_layer: 1, slots: &[4, 1] };
-            let seam = RouterSeam { capture: Some(write), replay: None };
-            select(Form::current(), &logits, &cfg, seam, &mut ids, &mut weights).unwrap();
+            select(Form::current(), &logits, &cfg, Some(write), None, &mut ids, &mut weights).unwrap();
         }
         let mut expected = vec![0xee; 30];
         expected[26..28].copy_from_slice(&[3, 2]);
@@ -394,8 +394,7 @@ mod tests {
         let mut words = vec![9; 4];
         let mut refuse = |cells: RingCells<'_>, moe_layer, slots: &[u32]| {
             let write = RingWrite { cells, moe_layers: 2, moe_layer, slots };
-            let seam = RouterSeam { capture: Some(write), replay: None };
-            select(Form::current(), &logits, &cfg, seam, &mut ids, &mut weights).unwrap_err().to_string()
+            select(Form::current(), &logits, &cfg, Some(write), None, &mut ids, &mut weights).unwrap_err().to_string()
         };
         assert!(refuse(RingCells::U8(&mut bytes), 0, &[0]).contains("largest expert id 299"));
         assert!(refuse(RingCells::U16(&mut words), 2, &[0]).contains("MoE layer 2"));

@@ -1,14 +1,13 @@
 //! The forward pass: embedding, layers, head.
 
 use candle_core::{Device, Tensor};
-use moetrail_kernels::{
-    KvPool, Linear, PackedMatrix, RingCells, RingWrite, RopeTable, RouterSeam, WeightDtype, embedding,
-};
+use moetrail_kernels::{KvPool, Linear, PackedMatrix, RingCells, RingWrite, RopeTable, WeightDtype, embedding};
 
 use crate::config::ModelConfig;
 use crate::error::Result;
 use crate::layer::{Layer, Norm};
 use crate::loader::Loader;
+use crate::moe::Seam;
 use crate::registry::Family;
 use crate::step::{HiddenOutput, Limits, StepInput, StepOutput, num_slots, refused};
 
@@ -117,7 +116,8 @@ impl Decoder {
     /// Runs the rows through all layers and keeps those of `logit_rows`.
     ///
     /// Keys and values go to `kv` at the rows' slots; the experts of every row go to `ring`, `[slots, moe_layers,
-    /// top_k]`, at the same slots, in the order of [`ModelConfig::moe_layers`].
+    /// top_k]`, at the same slots, in the order of [`ModelConfig::moe_layers`]. A replayed row takes the given experts,
+    /// and these go to the ring.
     pub fn hidden(
         &self,
         input: &StepInput<'_>,
@@ -130,7 +130,7 @@ impl Decoder {
             return Ok(HiddenOutput { hidden, nan_rows: Vec::new(), changed_cells: Vec::new() });
         }
         let mut nan_rows = Vec::new();
-        let mut changed_cells = vec![0; if input.replay.is_some() { input.token_ids.len() } else { 0 }];
+        let mut changed_cells = vec![0; input.replay.map_or(0, |replay| replay.row_of.len())];
         let mut moe_layer = 0;
         let mut x = embedding(&self.embedding, input.token_ids, &self.device)?;
         for (index, layer) in self.layers.iter().enumerate() {
@@ -141,11 +141,13 @@ impl Decoder {
                 moe_layer,
                 slots: input.slot_mapping,
             });
-            let seam = RouterSeam { capture, replay: input.replay.map(|replay| (replay, moe_layer)) };
+            let replay = input.replay.filter(|_| sparse).map(|replay| replay.of_layer(moe_layer, &self.config));
             moe_layer += usize::from(sparse);
-            let (out, notes) = layer.forward(&x, input, &self.rope, kv, index, seam)?;
-            nan_rows.extend(notes.nan_rows);
-            notes.changed_rows.iter().for_each(|row| changed_cells[*row as usize] += 1);
+            let (out, marks) = layer.forward(&x, input, &self.rope, kv, index, Seam { capture, replay })?;
+            nan_rows.extend(marks.nan_rows);
+            for row in marks.changed_rows {
+                changed_cells[row as usize] += 1;
+            }
             x = out;
         }
         nan_rows.sort_unstable();
@@ -173,16 +175,8 @@ impl Decoder {
 
     fn check(&self, input: &StepInput<'_>, kv: &KvPool, ring: Option<&RingCells<'_>>) -> Result<()> {
         let num_slots = num_slots(kv);
-        let limits = Limits { vocab_size: self.config.vocab_size, max_positions: self.max_positions(), num_slots };
+        let limits = Limits { config: &self.config, max_positions: self.max_positions(), num_slots };
         input.check(&limits)?;
-        if let Some(replay) = &input.replay {
-            let (moe_layers, rows) = (self.config.moe_layers.len(), input.token_ids.len());
-            if replay.moe_layers != moe_layers {
-                return Err(refused("replay", format!("{moe_layers} MoE layers"), replay.moe_layers.to_string()));
-            }
-            let checked = replay.check(rows, self.config.num_experts_per_tok, self.config.num_experts);
-            checked.map_err(candle_core::Error::from)?;
-        }
         let Some(ring) = ring else {
             return Ok(());
         };

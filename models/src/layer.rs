@@ -1,14 +1,14 @@
 //! One decoder layer: attention, then a dense or a sparse feed-forward network, each behind a norm.
 
 use candle_core::{Device, Tensor};
-use moetrail_kernels::{KvPool, RopeTable, RouterSeam, RowNotes, rms_norm};
+use moetrail_kernels::{KvPool, RopeTable, RowMarks, rms_norm};
 
 use crate::attention::Attention;
 use crate::config::ModelConfig;
 use crate::error::Result;
 use crate::loader::Loader;
 use crate::mlp::Mlp;
-use crate::moe::Moe;
+use crate::moe::{Moe, Seam};
 use crate::names::{FfnNames, LayerNames};
 use crate::step::StepInput;
 
@@ -57,7 +57,7 @@ impl Layer {
         Ok(Self { input_norm, attention, post_attention_norm, ffn })
     }
 
-    /// `[rows, hidden]` to `[rows, hidden]`, and what its router has to say about rows.
+    /// `[rows, hidden]` to `[rows, hidden]`, and what the router, if there is one, tells of the rows.
     pub(crate) fn forward(
         &self,
         x: &Tensor,
@@ -65,15 +65,15 @@ impl Layer {
         rope: &RopeTable,
         kv: &mut KvPool,
         layer: usize,
-        seam: RouterSeam<'_>,
-    ) -> Result<(Tensor, RowNotes)> {
+        seam: Seam<'_>,
+    ) -> Result<(Tensor, RowMarks)> {
         let attended = self.attention.forward(&self.input_norm.forward(x)?, input, rope, kv, layer)?;
         let x = (x + attended)?;
         let normed = self.post_attention_norm.forward(&x)?;
-        let (out, notes) = match &self.ffn {
-            Ffn::Dense(mlp) => (mlp.forward(&normed)?, RowNotes::default()),
+        let (out, marks) = match &self.ffn {
+            Ffn::Dense(mlp) => (mlp.forward(&normed)?, RowMarks::default()),
             Ffn::Sparse(moe) => moe.forward(&normed, seam)?,
         };
-        Ok(((x + out)?, notes))
+        Ok(((x + out)?, marks))
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! [`Checkpoint::open`] reads and checks the configuration and indexes the tensors; [`Checkpoint::load`] packs them for
 //! the kernels, straight from the mapped files; [`Decoder::forward`] runs rows of any number of sequences against a paged
-//! KV cache and hands the chosen experts to the ring as they are picked.
+//! KV cache and hands the chosen experts to the ring as they are picked; a [`Replay`] gives experts in place of the choice.
 #![deny(unsafe_code)]
 
 mod attention;
@@ -22,6 +22,7 @@ mod mlp;
 mod moe;
 mod names;
 mod registry;
+mod replay;
 mod rope;
 mod shard;
 mod shards;
@@ -35,7 +36,8 @@ pub use decoder::Decoder;
 pub use dtype::DtypeChoice;
 pub use error::{ModelError, Result};
 pub use generation::GenerationConfig;
-pub use moetrail_kernels::{FREE, KvPool, RingCells, RouterReplay, SeqSpan, WeightDtype};
+pub use moetrail_kernels::{KvPool, RingCells, SeqSpan, WeightDtype};
 pub use registry::supported_architectures;
+pub use replay::Replay;
 pub use rope::{RopeConfig, RopeScaling};
 pub use step::{HiddenOutput, StepInput, StepOutput};

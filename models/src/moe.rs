@@ -2,7 +2,7 @@
 
 use candle_core::Tensor;
 use moetrail_kernels::{
-    PackedExperts, RouterConfig, RouterSeam, RouterWeight, Routing, RowNotes, WeightView, expert_ffn, route,
+    PackedExperts, ReplayRows, RingWrite, RouterConfig, RouterWeight, RowMarks, WeightView, expert_ffn, route,
 };
 
 use crate::config::ModelConfig;
@@ -10,6 +10,15 @@ use crate::error::Result;
 use crate::experts;
 use crate::loader::Loader;
 use crate::names::ExpertNames;
+
+/// What a router is handed besides its input.
+#[derive(Default)]
+pub(crate) struct Seam<'a> {
+    /// Where its choice is written down.
+    pub(crate) capture: Option<RingWrite<'a>>,
+    /// What it takes in place of a choice.
+    pub(crate) replay: Option<ReplayRows<'a>>,
+}
 
 /// A router and its experts.
 pub(crate) struct Moe {
@@ -37,12 +46,12 @@ impl Moe {
         })
     }
 
-    /// Picks the experts of every row, or takes those given, which writes them to the ring, and runs them:
-    /// `[rows, hidden]` to `[rows, hidden]`.
-    pub(crate) fn forward(&self, x: &Tensor, seam: RouterSeam<'_>) -> Result<(Tensor, RowNotes)> {
-        let routing: Routing = route(x, &self.router, &self.routing, seam)?;
+    /// Picks or takes the experts of every row, which writes them to the ring, and runs them: `[rows, hidden]` to
+    /// `[rows, hidden]`, and what the router tells of the rows.
+    pub(crate) fn forward(&self, x: &Tensor, seam: Seam<'_>) -> Result<(Tensor, RowMarks)> {
+        let routing = route(x, &self.router, &self.routing, seam.capture, seam.replay)?;
         let out = expert_ffn(x, &routing, &self.experts)?;
-        Ok((out, RowNotes { nan_rows: routing.nan_rows, changed_rows: routing.changed_rows }))
+        Ok((out, routing.marks))
     }
 }
 

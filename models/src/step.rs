@@ -1,9 +1,11 @@
 //! What goes into a forward pass and what comes out.
 
 use candle_core::Tensor;
-use moetrail_kernels::{KvPool, RouterReplay, SeqSpan};
+use moetrail_kernels::{KvPool, SeqSpan};
 
+use crate::config::ModelConfig;
 use crate::error::{ModelError, Result};
+use crate::replay::Replay;
 
 /// The rows of one forward pass, as plain slices.
 #[derive(Debug, Clone, Copy)]
@@ -18,8 +20,8 @@ pub struct StepInput<'a> {
     pub seqs: &'a [SeqSpan<'a>],
     /// Rows whose logits are wanted, in the order wanted.
     pub logit_rows: &'a [u32],
-    /// Experts to use in place of the routers' choice.
-    pub replay: Option<RouterReplay<'a>>,
+    /// Experts given for some of the rows.
+    pub replay: Option<Replay<'a>>,
 }
 
 /// What the layers give.
@@ -29,8 +31,8 @@ pub struct HiddenOutput {
     pub hidden: Tensor,
     /// Rows of the batch whose router saw NaN in any layer, ascending.
     pub nan_rows: Vec<u32>,
-    /// For each row of the batch, the MoE layers whose router would have chosen another set of experts than was given;
-    /// empty without a replay.
+    /// MoE layers in which the free router would have chosen another set than the replay gives, `[rows]`, 0 for rows that
+    /// it leaves free; empty without a replay.
     pub changed_cells: Vec<u32>,
 }
 
@@ -41,25 +43,25 @@ pub struct StepOutput {
     pub logits: Tensor,
     /// Rows of the batch whose router saw NaN in any layer, ascending.
     pub nan_rows: Vec<u32>,
-    /// For each row of the batch, the MoE layers whose router would have chosen another set of experts than was given;
-    /// empty without a replay.
+    /// MoE layers in which the free router would have chosen another set than the replay gives, `[rows]`, 0 for rows that
+    /// it leaves free; empty without a replay.
     pub changed_cells: Vec<u32>,
 }
 
 /// What the rows have to stay below.
-pub(crate) struct Limits {
-    pub(crate) vocab_size: usize,
+pub(crate) struct Limits<'a> {
+    pub(crate) config: &'a ModelConfig,
     pub(crate) max_positions: usize,
     pub(crate) num_slots: usize,
 }
 
 impl StepInput<'_> {
     /// Refuses an input that would index outside of a table, before any kernel runs.
-    pub(crate) fn check(&self, limits: &Limits) -> Result<()> {
+    pub(crate) fn check(&self, limits: &Limits<'_>) -> Result<()> {
         let rows = self.token_ids.len();
         equal("positions", rows, self.positions.len())?;
         equal("slot_mapping", rows, self.slot_mapping.len())?;
-        below("token_ids", self.token_ids, limits.vocab_size)?;
+        below("token_ids", self.token_ids, limits.config.vocab_size)?;
         below("positions", self.positions, limits.max_positions)?;
         below("slot_mapping", self.slot_mapping, limits.num_slots)?;
         below("logit_rows", self.logit_rows, rows)?;
@@ -71,7 +73,11 @@ impl StepInput<'_> {
             }
             next = seq.rows.end;
         }
-        equal("rows of seqs", rows, next)
+        equal("rows of seqs", rows, next)?;
+        match self.replay {
+            None => Ok(()),
+            Some(replay) => replay.check(rows, limits.config),
+        }
     }
 }
 
@@ -80,7 +86,7 @@ pub(crate) fn num_slots(kv: &KvPool) -> usize {
     kv.num_blocks() * kv.block_size()
 }
 
-fn equal(what: &'static str, expected: usize, found: usize) -> Result<()> {
+pub(crate) fn equal(what: &'static str, expected: usize, found: usize) -> Result<()> {
     match expected == found {
         true => Ok(()),
         false => Err(refused(what, format!("{expected} (one for each token)"), found.to_string())),

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use candle_core::Tensor;
 use moetrail_kernels::{SeqSpan, pool};
-use moetrail_models::{FREE, HiddenOutput, RouterReplay, StepInput};
+use moetrail_models::{HiddenOutput, Replay, StepInput};
 use moetrail_routes::TokenSpan;
 use moetrail_sched::{Batch, RequestKey, Scheduled, SeqId};
 use rustc_hash::FxHashMap;
@@ -117,7 +117,7 @@ impl EngineThread {
                 // What was used the first time is used again, whoever gave it.
                 let row = saved.and_then(|rows| rows.row(position)).or_else(|| given?.row(position));
                 let Some(row) = row else { continue };
-                row_of.resize(batch.num_tokens(), FREE);
+                row_of.resize(batch.num_tokens(), Replay::FREE);
                 row_of[scheduled.rows.start + position - scheduled.first_position] = num_rows;
                 num_rows += 1;
                 ids.extend_from_slice(row);
@@ -140,7 +140,7 @@ impl EngineThread {
             slot_mapping: &batch.slot_mapping,
             seqs: &seqs,
             logit_rows,
-            replay: given.as_ref().map(|(row_of, ids)| RouterReplay { row_of, ids, moe_layers: self.moe_layers }),
+            replay: given.as_ref().map(|(row_of, ids)| Replay { row_of, ids }),
         };
         self.decoder.hidden(&input, &mut self.kv, self.capture.cells()).map_err(|error| error.to_string())
     }

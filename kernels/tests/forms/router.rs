@@ -1,11 +1,13 @@
+use std::collections::BTreeSet;
+
 use candle_core::{Device, Tensor};
 use moetrail_kernels::{
-    FREE, Form, RingCells, RingWrite, RouterConfig, RouterReplay, RouterSeam, RouterWeight, WeightDtype, WeightView,
-    reference, route, select,
+    Form, ReplayRows, RingCells, RingWrite, RouterConfig, RouterWeight, WeightDtype, WeightView, reference, route,
+    select,
 };
 use proptest::prelude::*;
 
-use crate::rows::{assert_close, check_rows, pick};
+use crate::rows::{assert_bits, assert_close, check_rows, pick};
 use crate::toss::{Toss, le_bytes};
 
 proptest! {
@@ -16,19 +18,11 @@ proptest! {
         let top_k = k.min(experts);
         let cfg = RouterConfig { top_k, num_experts: experts, norm_topk_prob: normalise };
         let mut toss = Toss::new(seed);
-        // Few distinct values give ties; odd ones are infinite or not a number.
-        let specials = [f32::NAN, f32::NEG_INFINITY, 0.0, -0.0, 1.0, 1.5];
-        let logits: Vec<f32> = (0..n * experts)
-            .map(|_| match toss.below(4) {
-                0 if odd => specials[toss.below(specials.len())],
-                1 => toss.below(3) as f32,
-                _ => toss.value() * 8.0,
-            })
-            .collect();
+        let logits = logits(&mut toss, n * experts, odd);
         for form in Form::available() {
             let run = |rows: &[usize]| {
                 let (mut ids, mut weights) = (vec![u32::MAX; rows.len() * top_k], vec![0.0; rows.len() * top_k]);
-                select(form, &pick(&logits, experts, rows), &cfg, RouterSeam::default(), &mut ids, &mut weights).unwrap();
+                select(form, &pick(&logits, experts, rows), &cfg, None, None, &mut ids, &mut weights).unwrap();
                 ids.iter().zip(weights).flat_map(|(&id, weight)| [id as f32, weight]).collect()
             };
             let got = check_rows(n, &mut toss, run);
@@ -45,6 +39,141 @@ proptest! {
             }
         }
     }
+}
+
+/// Few distinct values give ties; odd ones are infinite or not a number.
+fn logits(toss: &mut Toss, len: usize, odd: bool) -> Vec<f32> {
+    let specials = [f32::NAN, f32::NEG_INFINITY, 0.0, -0.0, 1.0, 1.5];
+    let one = |_| match toss.below(4) {
+        0 if odd => specials[toss.below(specials.len())],
+        1 => toss.below(3) as f32,
+        _ => toss.value() * 8.0,
+    };
+    (0..len).map(one).collect()
+}
+
+/// What one row of a replay is given, by the choice it would have made.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Given {
+    Nothing,
+    Own,
+    Permuted,
+    Others,
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(60))]
+
+    /// Free, own, permuted and foreign ids side by side, between the cells of two other layers, which say nonsense.
+    #[test]
+    fn replay_agrees(seed: u64, n in 1usize..40, experts in 1usize..320, k in 1usize..40, normalise: bool, odd: bool) {
+        let top_k = k.min(experts);
+        let cfg = RouterConfig { top_k, num_experts: experts, norm_topk_prob: normalise };
+        let mut toss = Toss::new(seed);
+        let logits = logits(&mut toss, n * experts, odd);
+        let kinds: Vec<Given> = (0..n)
+            .map(|_| [Given::Nothing, Given::Own, Given::Permuted, Given::Others][toss.below(4)])
+            .collect();
+        let given: Vec<Vec<u32>> = (0..n)
+            .map(|row| {
+                let own = &naive(&logits[row * experts..][..experts])[..top_k];
+                match kinds[row] {
+                    Given::Nothing | Given::Own => own.to_vec(),
+                    Given::Permuted => toss.permutation(top_k).iter().map(|&at| own[at]).collect(),
+                    Given::Others => toss.permutation(experts)[..top_k].iter().map(|&id| id as u32).collect(),
+                }
+            })
+            .collect();
+        let (moe_layers, moe_layer) = (3, toss.below(3));
+        let mut ids = vec![u16::MAX; n * moe_layers * top_k];
+        let mut row_of = vec![ReplayRows::FREE; n];
+        for (row, at) in toss.permutation(n).into_iter().enumerate().filter(|(row, _)| kinds[*row] != Given::Nothing) {
+            row_of[row] = at as u32;
+            let cell = &mut ids[(at * moe_layers + moe_layer) * top_k..][..top_k];
+            cell.iter_mut().zip(&given[row]).for_each(|(cell, &id)| *cell = id as u16);
+        }
+        for form in Form::available() {
+            let run = |rows: &[usize], replay: bool| -> Vec<f32> {
+                let row_of: Vec<u32> = rows.iter().map(|&row| row_of[row]).collect();
+                let replay = replay.then_some(ReplayRows { row_of: &row_of, ids: &ids, moe_layers, moe_layer });
+                let (mut ids, mut weights) = (vec![u32::MAX; rows.len() * top_k], vec![0.0; rows.len() * top_k]);
+                let mut ring = vec![u16::MAX; ids.len()];
+                let slots: Vec<u32> = (0..rows.len() as u32).collect();
+                let write = RingWrite { cells: RingCells::U16(&mut ring), moe_layers: 1, moe_layer: 0, slots: &slots };
+                let logits = pick(&logits, experts, rows);
+                let marks = select(form, &logits, &cfg, Some(write), replay, &mut ids, &mut weights).unwrap();
+                assert!(ring.iter().zip(&ids).all(|(&cell, &id)| u32::from(cell) == id), "the ring has other ids");
+                let mark = |rows: &[u32], row: usize| f32::from(u8::from(rows.contains(&(row as u32))));
+                let row = |row: usize| {
+                    let ids = ids[row * top_k..][..top_k].iter().map(|&id| id as f32);
+                    let marks = [mark(&marks.nan_rows, row), mark(&marks.changed_rows, row)];
+                    ids.chain(weights[row * top_k..][..top_k].iter().copied()).chain(marks).collect::<Vec<f32>>()
+                };
+                (0..rows.len()).flat_map(row).collect()
+            };
+            let free = run(&(0..n).collect::<Vec<_>>(), false);
+            let got = check_rows(n, &mut toss, |rows| run(rows, true));
+            let width = 2 * top_k + 2;
+            for (row, got) in got.chunks(width).enumerate() {
+                let (how, own) = (format!("{form} row {row} {:?}", kinds[row]), &free[row * width..][..width]);
+                if matches!(kinds[row], Given::Nothing | Given::Own) {
+                    assert_bits(got, own, &how);
+                    assert_eq!(got[2 * top_k + 1], 0.0, "{how}");
+                    continue;
+                }
+                assert_eq!(got[..top_k].iter().map(|&id| id as u32).collect::<Vec<_>>(), given[row], "{how}");
+                assert_eq!(got[2 * top_k], own[2 * top_k], "{how}: NaN logits are reported as without a replay");
+                let set = |ids: &[f32]| ids.iter().map(|&id| id as u32).collect::<BTreeSet<_>>();
+                let changed = set(&own[..top_k]) != set(&got[..top_k]);
+                assert_eq!(got[2 * top_k + 1] == 1.0, changed, "{how}");
+                assert!(!changed || kinds[row] == Given::Others, "{how}");
+                let logits = &logits[row * experts..][..experts];
+                if logits.iter().all(|logit| !logit.is_nan()) {
+                    let mut expected = vec![0.0; top_k];
+                    reference::softmax_weights(logits, &given[row], normalise, &mut expected);
+                    assert_close(&got[top_k..2 * top_k], &expected, |i| 3e-6 * expected[i] + 1e-30, &how);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_replay_that_does_not_fit_is_refused_before_any_write() {
+    let cfg = RouterConfig { top_k: 2, num_experts: 4, norm_topk_prob: true };
+    let logits = [0.0, 1.0, 2.0, 3.0, 3.0, 2.0, 1.0, 0.0];
+    // Two layers; what the other one holds is not this call's to judge.
+    let good = ReplayRows { row_of: &[ReplayRows::FREE, 0], ids: &[9, 9, 3, 1], moe_layers: 2, moe_layer: 1 };
+    let (mut ids, mut weights, mut ring) = ([7; 4], [0.5; 4], [9; 4]);
+    let mut run = |replay: ReplayRows<'_>| {
+        let write = RingWrite { cells: RingCells::U8(&mut ring), moe_layers: 1, moe_layer: 0, slots: &[0, 1] };
+        let marks = select(Form::current(), &logits, &cfg, Some(write), Some(replay), &mut ids, &mut weights);
+        let untouched = ids == [7; 4] && weights == [0.5; 4] && ring == [9; 4];
+        (marks.map_err(|error| error.to_string()), untouched)
+    };
+    let wrong = [
+        (ReplayRows { row_of: &[0], ..good }, "rows of the replay is [1], expected [2]"),
+        (ReplayRows { row_of: &[0, 0, 0], ..good }, "rows of the replay is [3], expected [2]"),
+        (ReplayRows { row_of: &[0, 1], ..good }, "replayed row 1 is not below 1"),
+        (ReplayRows { row_of: &[0, u32::MAX - 1], ..good }, "replayed row 4294967294 is not below 1"),
+        (ReplayRows { ids: &[9, 9, 3], ..good }, "replayed ids is [3], expected [0]"),
+        (ReplayRows { ids: &[9, 9, 3, 1, 0], ..good }, "replayed ids is [5], expected [4]"),
+        (ReplayRows { ids: &[], ..good }, "replayed row 0 is not below 0"),
+        (ReplayRows { ids: &[9, 9, 3, 4], ..good }, "replayed expert id 4 is not below 4"),
+        (ReplayRows { ids: &[9, 9, 3, u16::MAX], ..good }, "replayed expert id 65535 is not below 4"),
+        (ReplayRows { ids: &[9, 9, 3, 3], ..good }, "expert 3 is given twice for row 1"),
+        (ReplayRows { moe_layer: 2, ..good }, "replayed MoE layer 2 is not below 2"),
+        (ReplayRows { moe_layer: 0, moe_layers: 0, ..good }, "replayed MoE layer 0 is not below 0"),
+        (ReplayRows { moe_layers: usize::MAX, ..good }, "replayed ids is [4], expected [0]"),
+    ];
+    for (replay, expected) in wrong {
+        let (marks, untouched) = run(replay);
+        let error = marks.unwrap_err();
+        assert!(error.contains(expected) && untouched, "{replay:?}: {error}");
+    }
+    let marks = run(good).0.unwrap();
+    assert_eq!((marks.nan_rows, marks.changed_rows), (vec![], vec![1]));
+    assert_eq!((ids, ring), ([3, 2, 3, 1], [3, 2, 3, 1]));
 }
 
 /// Ids sorted by the definition.
@@ -74,15 +203,24 @@ fn route_writes_the_ring_and_changes_nothing_else() {
         let mut ring = vec![0xa5u8; slots * layers * top_k];
         let write =
             RingWrite { cells: RingCells::U8(&mut ring), moe_layers: layers, moe_layer: layer, slots: &written };
-        let captured = route(&x, &gate, &cfg, RouterSeam { capture: Some(write), replay: None }).unwrap();
-        let free = route(&x, &gate, &cfg, RouterSeam::default()).unwrap();
+        let captured = route(&x, &gate, &cfg, Some(write), None).unwrap();
+        let free = route(&x, &gate, &cfg, None, None).unwrap();
         let ids: Vec<u32> = captured.topk_ids.flatten_all().unwrap().to_vec1().unwrap();
         assert_eq!(ids, free.topk_ids.flatten_all().unwrap().to_vec1::<u32>().unwrap());
         let weights = |weights: &Tensor| -> Vec<u32> {
             weights.flatten_all().unwrap().to_vec1::<f32>().unwrap().iter().map(|weight| weight.to_bits()).collect()
         };
         assert_eq!(weights(&captured.topk_weights), weights(&free.topk_weights));
-        assert_eq!(captured.nan_rows, [5]);
+        assert_eq!(captured.marks.nan_rows, [5]);
+        // The same ids given back, to all rows but the first.
+        let given: Vec<u16> = ids.iter().map(|&id| id as u16).collect();
+        let mut row_of: Vec<u32> = (0..n as u32).collect();
+        row_of[0] = ReplayRows::FREE;
+        let replay = ReplayRows { row_of: &row_of, ids: &given, moe_layers: 1, moe_layer: 0 };
+        let replayed = route(&x, &gate, &cfg, None, Some(replay)).unwrap();
+        assert_eq!(ids, replayed.topk_ids.flatten_all().unwrap().to_vec1::<u32>().unwrap());
+        assert_eq!(weights(&replayed.topk_weights), weights(&free.topk_weights));
+        assert_eq!(replayed.marks, free.marks);
         let mut expected = vec![0xa5u8; ring.len()];
         for (row, &slot) in written.iter().enumerate() {
             for k in 0..top_k {
@@ -90,82 +228,5 @@ fn route_writes_the_ring_and_changes_nothing_else() {
             }
         }
         assert_eq!(ring, expected);
-    }
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(60))]
-
-    /// Replayed rows have the given experts and the live weights; free rows between them are as ever; the ring holds
-    /// what was used.
-    #[test]
-    fn given_experts_take_the_place_of_chosen_ones(
-        seed: u64, n in 1usize..80, experts in 2usize..120, k in 1usize..12, normalise: bool, layer in 0usize..3,
-    ) {
-        let top_k = k.min(experts);
-        let cfg = RouterConfig { top_k, num_experts: experts, norm_topk_prob: normalise };
-        let mut toss = Toss::new(seed);
-        let logits: Vec<f32> = (0..n * experts).map(|_| toss.value() * 8.0).collect();
-        // Each row is free, keeps its own experts, has them in another order, or has any others.
-        let (mut row_of, mut given) = (Vec::new(), Vec::new());
-        for logits in logits.chunks(experts) {
-            let own = &naive(logits)[..top_k];
-            let cell: Vec<u32> = match toss.below(4) {
-                0 => {
-                    row_of.push(FREE);
-                    continue;
-                }
-                1 => own.to_vec(),
-                2 => own.iter().rev().copied().collect(),
-                _ => toss.permutation(experts)[..top_k].iter().map(|id| *id as u32).collect(),
-            };
-            row_of.push((given.len() / (3 * top_k)) as u32);
-            for other in 0..3 {
-                let ids = if other == layer { cell.clone() } else { (0..top_k as u32).collect() };
-                given.extend(ids.iter().map(|id| *id as u16));
-            }
-        }
-        for form in Form::available() {
-            let run = |replayed: bool| {
-                let (mut ids, mut weights) = (vec![u32::MAX; n * top_k], vec![0.0; n * top_k]);
-                let mut ring = vec![u8::MAX; n * top_k];
-                let slots: Vec<u32> = (0..n as u32).collect();
-                let capture =
-                    RingWrite { cells: RingCells::U8(&mut ring), moe_layers: 1, moe_layer: 0, slots: &slots };
-                let replay = RouterReplay { row_of: &row_of, ids: &given, moe_layers: 3 };
-                let seam = RouterSeam { capture: Some(capture), replay: replayed.then_some((replay, layer)) };
-                let notes = select(form, &logits, &cfg, seam, &mut ids, &mut weights).unwrap();
-                assert!(ring.iter().zip(&ids).all(|(cell, id)| u32::from(*cell) == *id), "the ring holds what was used");
-                (ids, weights, notes.changed_rows)
-            };
-            let (free_ids, free_weights, none_changed) = run(false);
-            assert_eq!(none_changed, Vec::<u32>::new());
-            let (ids, weights, changed_rows) = run(true);
-            let mut expect_changed = Vec::new();
-            for row in 0..n {
-                let span = row * top_k..(row + 1) * top_k;
-                let bits = |weights: &[f32]| weights.iter().map(|weight| weight.to_bits()).collect::<Vec<_>>();
-                let (ids, weights) = (&ids[span.clone()], &weights[span.clone()]);
-                if row_of[row] == FREE {
-                    assert_eq!(ids, &free_ids[span.clone()]);
-                    assert_eq!(bits(weights), bits(&free_weights[span]));
-                    continue;
-                }
-                let first = (row_of[row] as usize * 3 + layer) * top_k;
-                let expect: Vec<u32> = given[first..first + top_k].iter().map(|id| (*id).into()).collect();
-                assert_eq!(ids, expect);
-                let mut sorted = [expect.clone(), free_ids[span.clone()].to_vec()];
-                sorted.iter_mut().for_each(|ids| ids.sort_unstable());
-                if sorted[0] != sorted[1] {
-                    expect_changed.push(row as u32);
-                } else if expect == free_ids[span.clone()] {
-                    assert_eq!(bits(weights), bits(&free_weights[span]), "one's own experts change no bit");
-                }
-                let mut expected = vec![0.0; top_k];
-                reference::softmax_weights(&logits[row * experts..][..experts], &expect, normalise, &mut expected);
-                assert_close(weights, &expected, |i| 3e-6 * expected[i] + 1e-30, &format!("{form}"));
-            }
-            assert_eq!(changed_rows, expect_changed);
-        }
     }
 }

@@ -2,8 +2,8 @@
 
 use candle_core::{DType, Device, Tensor};
 use moetrail_kernels::{
-    AttentionShape, Form, KvPool, Linear, PackedExperts, RopeTable, Routing, SeqSpan, WeightDtype, WeightView,
-    embedding, expert_ffn, linear, paged_attention, qkv_rope_store, rms_norm, silu_and_mul,
+    AttentionShape, Form, KvPool, Linear, PackedExperts, RopeTable, Routing, RowMarks, SeqSpan, WeightDtype,
+    WeightView, embedding, expert_ffn, linear, paged_attention, qkv_rope_store, rms_norm, silu_and_mul,
 };
 
 use crate::rows::assert_bits;
@@ -86,12 +86,8 @@ fn a_batch_without_rows_gives_no_rows() {
         builder.finish()
     };
     let empty = |width: usize, dtype| Tensor::zeros((0, width), dtype, &Device::Cpu).unwrap();
-    let routing = Routing {
-        topk_ids: empty(1, DType::U32),
-        topk_weights: empty(1, DType::F32),
-        nan_rows: Vec::new(),
-        changed_rows: Vec::new(),
-    };
+    let routing =
+        Routing { topk_ids: empty(1, DType::U32), topk_weights: empty(1, DType::F32), marks: RowMarks::default() };
     assert_eq!(expert_ffn(&empty(4, DType::F32), &routing, &experts).unwrap().dims(), [0, 4]);
     let shape = AttentionShape { heads: 1, kv_heads: 1, head_dim: 4, scale: 1.0, window: None, clip_qkv: None };
     let mut kv = KvPool::new(1, 1, 4, 1, 4, WeightDtype::BF16);

@@ -7,10 +7,10 @@ mod refusals;
 mod replay;
 
 use candle_core::Tensor;
-use moetrail_kernels::{FREE, KvPool, RingCells, RouterReplay, SeqSpan};
+use moetrail_kernels::{KvPool, RingCells, SeqSpan};
 use tempfile::TempDir;
 
-use crate::{Checkpoint, Decoder, DtypeChoice, StepInput};
+use crate::{Checkpoint, Decoder, DtypeChoice, Replay, StepInput};
 use moetrail_synthetic::{Layout, Synthetic};
 
 const BLOCK_SIZE: usize = 4;
@@ -38,17 +38,22 @@ fn load(folder: &TempDir, dtype: DtypeChoice) -> Decoder {
 struct Run {
     logits: Vec<Vec<u32>>,
     ids: Vec<Vec<u16>>,
-    /// By position; empty without a replay.
+    /// Of the replay, by row; empty without one.
     changed_cells: Vec<u32>,
 }
 
 fn run(decoder: &Decoder, ids: &[u32], chunk: usize, block_size: usize) -> Run {
-    run_given(decoder, ids, chunk, block_size, &[])
+    replayed(decoder, ids, None, chunk, block_size)
 }
 
-/// The same with given rows for the first positions.
-fn run_given(decoder: &Decoder, ids: &[u32], chunk: usize, block_size: usize, given: &[Vec<u16>]) -> Run {
-    let given_ids = given.concat();
+/// As [`run`], with the row of experts given for each position, if any.
+fn replayed(
+    decoder: &Decoder,
+    ids: &[u32],
+    given: Option<&[Option<Vec<u16>>]>,
+    chunk: usize,
+    block_size: usize,
+) -> Run {
     let config = decoder.config();
     let width = config.moe_layers.len() * config.num_experts_per_tok;
     let num_blocks = ids.len().div_ceil(block_size) + 1;
@@ -63,20 +68,15 @@ fn run_given(decoder: &Decoder, ids: &[u32], chunk: usize, block_size: usize, gi
         let positions: Vec<u32> = (first..first + tokens.len()).map(|p| p as u32).collect();
         let slots: Vec<u32> = (first..first + tokens.len()).map(slot).collect();
         let rows: Vec<u32> = (0..tokens.len() as u32).collect();
-        let row_of: Vec<u32> =
-            (first..first + tokens.len()).map(|p| if p < given.len() { p as u32 } else { FREE }).collect();
         let seqs = [SeqSpan { rows: 0..tokens.len(), first_position: first as u32, block_table: &block_table }];
+        let given = given.map(|given| table(&given[first..first + tokens.len()]));
         let input = StepInput {
             token_ids: tokens,
             positions: &positions,
             slot_mapping: &slots,
             seqs: &seqs,
             logit_rows: &rows,
-            replay: (!given.is_empty()).then_some(RouterReplay {
-                row_of: &row_of,
-                ids: &given_ids,
-                moe_layers: config.moe_layers.len(),
-            }),
+            replay: given.as_ref().map(|(row_of, ids)| Replay { row_of, ids }),
         };
         let output = decoder.forward(&input, &mut kv, Some(RingCells::U16(&mut ring))).unwrap();
         assert!(output.nan_rows.is_empty());
@@ -85,6 +85,17 @@ fn run_given(decoder: &Decoder, ids: &[u32], chunk: usize, block_size: usize, gi
     }
     let ids = (0..ids.len()).map(|p| ring[slot(p) as usize * width..][..width].to_vec()).collect();
     Run { logits, ids, changed_cells }
+}
+
+/// The given rows one after the other, and where each of them is.
+fn table(given: &[Option<Vec<u16>>]) -> (Vec<u32>, Vec<u16>) {
+    let (mut row_of, mut ids, mut replayed) = (Vec::new(), Vec::new(), 0);
+    for row in given {
+        row_of.push(if row.is_some() { replayed } else { Replay::FREE });
+        replayed += u32::from(row.is_some());
+        ids.extend(row.iter().flatten());
+    }
+    (row_of, ids)
 }
 
 fn bits(logits: &Tensor) -> Vec<Vec<u32>> {
