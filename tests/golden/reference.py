@@ -18,23 +18,38 @@ class Reference:
         c = self.model.config
         self.num_layers, self.top_k = c.num_hidden_layers, c.num_experts_per_tok
         self.num_experts = getattr(c, "num_experts", None) or c.num_local_experts
-        self.logits = {}
+        self.logits, self.given = {}, None
         for name, module in self.model.named_modules():
             if name.endswith(ROUTERS) and hasattr(module, "top_k"):
                 module.register_forward_hook(self._keep(int(name.split(".")[2])))
         self.moe_layers = None
 
     def _keep(self, layer):
-        def hook(module, args, _):
+        def hook(module, args, out):
             # The contract's score: the f32 logit of the router's input, whatever the dtype the model runs in.
             x = args[0].reshape(-1, args[0].shape[-1]).float()
             self.logits[layer] = x @ module.weight.float().T
+            if self.given is None:
+                return None
+            # Given experts: their weights are gathered from the live scores, then normalised as the family does.
+            logits, scores, chosen = out
+            chosen, scores = chosen.clone(), scores.clone()
+            given = self.given[:, layer]
+            weights = torch.softmax(logits[:len(given)].float(), -1).gather(-1, given)
+            if getattr(module, "norm_topk_prob", True):
+                weights = weights / weights.sum(-1, keepdim=True)
+            chosen[:len(given)], scores[:len(given)] = given, weights.to(scores.dtype)
+            return logits, scores, chosen
         return hook
 
     @torch.no_grad()
-    def forward(self, ids):
-        """f32 log-softmax [T, V]; router logits stay in `self.logits` ({layer: [T, E]})."""
+    def forward(self, ids, given=None):
+        """f32 log-softmax [T, V]; router logits stay in `self.logits` ({layer: [T, E]}).
+
+        `given` [rows, L, K] takes the place of the routers' choice for the first rows; cells of dense layers mean nothing.
+        """
         self.logits.clear()
+        self.given = None if given is None else torch.as_tensor(given, dtype=torch.long)
         out = self.model(torch.tensor([ids]), use_cache=False).logits[0]
         self.moe_layers = sorted(self.logits)
         return torch.log_softmax(out.double(), -1).float()

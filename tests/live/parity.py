@@ -8,7 +8,9 @@ transformers (f32) is forced along the server's own tokens. Asked of every promp
 best or within 1e-4 of it; log-probabilities of output and prompt agree within 1e-3; every (row, layer) cell holds the
 same ids in the same order. A cell may differ where the relative gap of its router logits is under 1e-4, or where a
 lower layer at this or an earlier row changed its set; a log-probability may differ behind a changed set. At most one
-percent of all cells may be excused so; they are listed. The last line is 'N passed, N failed'; the exit status is 1 on failure.
+percent of all cells may be excused so; they are listed. Then the same tokens are scored under routing that is given:
+their own rows, and rows moved by one position; log-probabilities agree with transformers forced to the same routing
+within 1e-3, the rows come back as they were given, and moved rows change them. The last line is 'N passed, N failed'; the exit status is 1 on failure.
 """
 import argparse
 import base64
@@ -105,6 +107,45 @@ def compare(ref, prompt, choice, prompt_logprobs, start):
     return c
 
 
+def encode(rows, dtype):
+    return dict(data=base64.b64encode(rows.astype({"uint8": "u1", "uint16": "<u2"}[dtype]).tobytes()).decode(),
+                shape=list(rows.shape), start=0, dtype=dtype)
+
+
+def replayed(url, ref, ids, rows, dtype, model):
+    """Scores `ids` under given routing, here and there: the engine's prompt log-probabilities, its statistics, problems."""
+    c = Check()
+    body = dict(token_ids=ids, routed_experts_replay=encode(rows, dtype), routed_experts_prompt_start=0,
+                sampling_params=dict(max_tokens=0, prompt_logprobs=0), **model)
+    reply = post(url, body)
+    logp = ref.forward(ids, rows)
+    want = [logp[i - 1, ids[i]].item() for i in range(1, len(ids))]
+    got = [entry[str(token)]["logprob"] for token, entry in zip(ids[1:], reply["prompt_logprobs"][1:])]
+    for i, (w, g) in enumerate(zip(want, got), 1):
+        c.need(abs(w - g) <= LOGPROB, f"replay {i}: logprob {g:.6f}, expected {w:.6f}")
+    sparse = ref.moe_layers
+    back = decode(reply["choices"][0]["routed_experts"])
+    c.need((back[:len(rows)][:, sparse] == rows[:, sparse]).all(), "rows do not come back as they were given")
+    stats = reply["routed_experts_replay_stats"]
+    c.need(stats["rows"] == len(rows) and stats["cells"] == len(rows) * len(sparse), f"stats {stats}")
+    return np.array(got), stats, c
+
+
+def replay(url, ref, prompt, choice, model):
+    """The sampled tokens under their own rows, then under rows moved by one."""
+    ids, dtype = prompt + choice["token_ids"], choice["routed_experts"]["dtype"]
+    rows = decode(choice["routed_experts"])
+    own, stats, c = replayed(url, ref, ids, rows, dtype, model)
+    c.need(stats["cells_changed"] == 0, f"own rows change {stats['cells_changed']} cells")
+    sampled = [entry["logprob"] for entry in choice["logprobs"]["content"]]
+    c.need(list(own[len(prompt) - 1:]) == sampled, "log-probabilities under own rows are not those of the sampling")
+    if len(rows) > 8:
+        moved, stats, other = replayed(url, ref, ids, np.roll(rows, 1, 0), dtype, model)
+        c.problems += other.problems
+        c.need(stats["cells_changed"] > 0 and (moved != own).any(), "moved rows change nothing")
+    return c.problems
+
+
 def main():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument("--url", required=True)
@@ -131,6 +172,8 @@ def main():
             body["model"] = a.served_model_name
         reply = post(a.url, body)
         c = compare(ref, prompt, reply["choices"][0], reply.get("prompt_logprobs") or [], start)
+        if start == 0 and not c.problems:
+            c.problems += replay(a.url, ref, prompt, reply["choices"][0], {k: body[k] for k in ("model",) if k in body})
         cells += c.cells
         excused += [f"prompt {n}: {e}" for e in c.excused]
         passed, failed = passed + (not c.problems), failed + bool(c.problems)
