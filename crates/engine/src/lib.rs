@@ -17,6 +17,8 @@ mod info;
 #[cfg(test)]
 mod invariance_tests;
 mod lifecycle;
+#[cfg(test)]
+mod lifecycle_tests;
 mod logprobs;
 mod memory;
 mod replay;

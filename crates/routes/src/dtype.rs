@@ -18,6 +18,25 @@ impl ExpertDtype {
         if num_experts <= 256 { Self::U8 } else { Self::U16 }
     }
 
+    /// The narrowest that holds `id`; for rows that come without the model's dtype.
+    pub fn for_largest_id(id: u16) -> Self {
+        if id <= u16::from(u8::MAX) { Self::U8 } else { Self::U16 }
+    }
+
+    /// The wider of two.
+    pub fn wider(self, other: Self) -> Self {
+        if self == other { self } else { Self::U16 }
+    }
+
+    /// Reads the NumPy name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        match name {
+            "uint8" => Some(Self::U8),
+            "uint16" => Some(Self::U16),
+            _ => None,
+        }
+    }
+
     /// Bytes an id.
     pub fn itemsize(self) -> usize {
         match self {

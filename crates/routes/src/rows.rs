@@ -1,5 +1,6 @@
 //! Rows of consecutive positions, ready to be sent.
 
+use crate::dtype::ExpertDtype;
 use crate::layout::RowLayout;
 use crate::span::TokenSpan;
 
@@ -23,18 +24,31 @@ pub enum RowsError {
         /// Bytes of one row.
         row_bytes: usize,
     },
+    /// The positions are beyond what can be counted.
+    #[error("{rows} rows from position {start} on are more positions than can be counted")]
+    TooFar {
+        /// Absolute position of the first row.
+        start: usize,
+        /// Number of rows.
+        rows: usize,
+    },
 }
 
 impl ExpertRows {
     /// Rows from position `start` on.
     ///
     /// # Errors
-    /// [`RowsError::PartialRow`] if `data` is no whole number of rows.
+    /// [`RowsError::PartialRow`] if `data` is no whole number of rows, [`RowsError::TooFar`] if they end beyond
+    /// `usize`.
     pub fn new(start: usize, layout: RowLayout, data: Vec<u8>) -> Result<Self, RowsError> {
         let row_bytes = layout.row_bytes();
         let whole = if row_bytes == 0 { data.is_empty() } else { data.len().is_multiple_of(row_bytes) };
         if !whole {
             return Err(RowsError::PartialRow { bytes: data.len(), row_bytes });
+        }
+        let rows = data.len().checked_div(row_bytes).unwrap_or(0);
+        if start.checked_add(rows).is_none() {
+            return Err(RowsError::TooFar { start, rows });
         }
         Ok(Self { start, layout, data })
     }
@@ -69,6 +83,35 @@ impl ExpertRows {
         &self.data
     }
 
+    /// The bytes, owned and writable, without a copy.
+    pub fn into_data(self) -> Vec<u8> {
+        self.data
+    }
+
+    /// The rows of the positions that are in both these rows and `span`.
+    pub fn slice(&self, span: TokenSpan) -> Self {
+        let kept = span.intersection(self.span());
+        let row_bytes = self.layout.row_bytes();
+        let first = (kept.start - self.start).min(self.num_rows());
+        let data = self.data[first * row_bytes..(first + kept.len()) * row_bytes].to_vec();
+        Self { start: kept.start, layout: self.layout, data }
+    }
+
+    /// The same ids with two bytes each.
+    pub fn widened(&self) -> Self {
+        let data = match self.layout.dtype {
+            ExpertDtype::U8 => self.data.iter().flat_map(|id| [*id, 0]).collect(),
+            ExpertDtype::U16 => self.data.clone(),
+        };
+        Self { start: self.start, layout: RowLayout { dtype: ExpertDtype::U16, ..self.layout }, data }
+    }
+
+    /// All ids in C order, widened.
+    pub fn iter_ids(&self) -> impl Iterator<Item = u16> {
+        let size = self.layout.dtype.itemsize();
+        self.data.chunks_exact(size).map(|id| u16::from_le_bytes([id[0], id.get(1).copied().unwrap_or(0)]))
+    }
+
     /// The ids at absolute `position` and `layer`, widened.
     ///
     /// Returns `None` outside the rows.
@@ -90,7 +133,6 @@ impl ExpertRows {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dtype::ExpertDtype;
 
     #[test]
     fn ids_are_found_by_absolute_position() {
@@ -101,6 +143,25 @@ mod tests {
         assert_eq!(rows.ids(6, 1), Some(vec![306, 307]));
         assert_eq!(rows.ids(4, 0), None);
         assert_eq!(rows.ids(7, 0), None);
+    }
+
+    #[test]
+    fn slices_keep_absolute_positions() {
+        let layout = RowLayout { num_layers: 1, top_k: 2, dtype: ExpertDtype::U8 };
+        let rows = ExpertRows::new(5, layout, vec![1, 2, 3, 4, 5, 6]).unwrap();
+        let slice = |start, end| {
+            let slice = rows.slice(TokenSpan::new(start, end));
+            (slice.start(), slice.into_data())
+        };
+        assert_eq!(slice(6, 7), (6, vec![3, 4]));
+        assert_eq!(slice(0, 6), (5, vec![1, 2]));
+        assert_eq!(slice(7, 99), (7, vec![5, 6]));
+        assert_eq!(slice(9, 12).1, Vec::<u8>::new());
+        assert_eq!(slice(0, 3).1, Vec::<u8>::new());
+        let wide = rows.widened();
+        assert_eq!((wide.span(), wide.data()[..6].to_vec()), (rows.span(), vec![1, 0, 2, 0, 3, 0]));
+        assert!(wide.iter_ids().eq(rows.iter_ids()));
+        assert!(ExpertRows::new(usize::MAX, layout, vec![1, 2]).is_err());
     }
 
     #[test]
