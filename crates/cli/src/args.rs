@@ -6,6 +6,10 @@ use clap::builder::TypedValueParser;
 use clap::{Args as ClapArgs, Parser, Subcommand};
 use moetrail_engine::{EngineConfig, ReprefillRouting};
 use moetrail_models::DtypeChoice;
+use moetrail_routes::Overlap;
+use moetrail_routes::format::Format;
+
+use crate::routes::{parse_format, parse_overlap, parse_shape};
 
 /// Serves mixture-of-experts models and returns the exact routing of every token.
 #[derive(Debug, Parser)]
@@ -23,6 +27,9 @@ pub enum Command {
     Serve(Box<ServeArgs>),
     /// Continue one prompt on the terminal, with a summary of its routing.
     Run(Box<RunArgs>),
+    /// Merge, stitch, convert and sum up routed experts in files; needs no model.
+    #[command(subcommand)]
+    Routes(RoutesCommand),
     /// Measure prefill and decode on this machine, without HTTP; prints JSON.
     Bench(Box<BenchArgs>),
     /// Check this machine: processor, memory, the bundled model, capture.
@@ -149,6 +156,81 @@ pub struct RunArgs {
     /// 0 is greedy; the checkpoint's default if absent.
     #[arg(long)]
     pub temperature: Option<f32>,
+}
+
+/// `routes`. Payloads are JSON files, or `-` for standard input, in any format that is served; `null` is no rows.
+#[derive(Debug, Subcommand)]
+pub enum RoutesCommand {
+    /// The rows of a prefill and of a decode as one, by absolute position (also lists of segments).
+    Merge(MergeArgs),
+    /// The turns of conversations as branches, each with all its rows.
+    Stitch(StitchArgs),
+    /// The same rows in another format.
+    Convert(ConvertArgs),
+    /// Load, entropy and reuse of experts, layer by layer.
+    Stats(StatsArgs),
+}
+
+/// What is known of a payload besides itself.
+#[derive(Debug, ClapArgs)]
+pub struct ImportArgs {
+    /// Format of the payload: object, npy, sglang, list, nemo or skyrl; recognised if absent.
+    #[arg(long, value_parser = parse_format)]
+    pub from: Option<Format>,
+    /// Position of the first row where neither the payload nor a routed_experts_start beside it says so [default: 0].
+    #[arg(long)]
+    pub start: Option<usize>,
+    /// Axes of flat int32 (sglang), as ROWSxLAYERSxTOP_K.
+    #[arg(long, value_parser = parse_shape)]
+    pub shape: Option<[usize; 3]>,
+}
+
+/// `routes merge`.
+#[derive(Debug, ClapArgs)]
+pub struct MergeArgs {
+    /// Payload of the prefill.
+    pub prefill: String,
+    /// Payload of the decode.
+    pub decode: String,
+    /// Whose rows count where both have some: first (prefill's), last (decode's), or strict (differing ones are an error).
+    #[arg(long, default_value = "first", value_parser = parse_overlap)]
+    pub overlap: Overlap,
+    #[command(flatten)]
+    pub import: ImportArgs,
+}
+
+/// `routes stitch`.
+#[derive(Debug, ClapArgs)]
+pub struct StitchArgs {
+    /// `{"turns":[{"prompt_ids":[…],"completion_ids":[…],"routed_experts":…}, …]}`.
+    pub turns: String,
+    #[command(flatten)]
+    pub import: ImportArgs,
+}
+
+/// `routes convert`.
+#[derive(Debug, ClapArgs)]
+pub struct ConvertArgs {
+    /// Format to write: object, npy, sglang, list, nemo or skyrl.
+    #[arg(long, value_parser = parse_format)]
+    pub to: Format,
+    /// Payload to read.
+    #[arg(default_value = "-")]
+    pub file: String,
+    /// Routed experts of the model, for nemo's dtype; the largest id decides if absent.
+    #[arg(long)]
+    pub num_experts: Option<usize>,
+    #[command(flatten)]
+    pub import: ImportArgs,
+}
+
+/// `routes stats`.
+#[derive(Debug, ClapArgs)]
+pub struct StatsArgs {
+    /// Payload to read.
+    pub file: String,
+    #[command(flatten)]
+    pub import: ImportArgs,
 }
 
 /// `bench`.

@@ -6,6 +6,7 @@ mod bundled;
 mod doctor;
 mod load;
 mod probe;
+mod routes;
 mod run;
 mod serve;
 mod summary;
@@ -29,6 +30,7 @@ fn main() -> std::process::ExitCode {
     let result = match args.command {
         Command::Serve(args) => serve::serve(&args),
         Command::Run(args) => run::run(&args),
+        Command::Routes(command) => routes::routes(&command),
         Command::Bench(args) => bench::bench(&args),
         Command::Doctor(args) => doctor::doctor(&args),
     };

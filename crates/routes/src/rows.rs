@@ -97,13 +97,22 @@ impl ExpertRows {
         Self { start: kept.start, layout: self.layout, data }
     }
 
-    /// The same ids with two bytes each.
-    pub fn widened(&self) -> Self {
-        let data = match self.layout.dtype {
-            ExpertDtype::U8 => self.data.iter().flat_map(|id| [*id, 0]).collect(),
-            ExpertDtype::U16 => self.data.clone(),
-        };
-        Self { start: self.start, layout: RowLayout { dtype: ExpertDtype::U16, ..self.layout }, data }
+    /// The same ids, widened if `dtype` is the wider one; ids are never narrowed.
+    pub fn into_dtype(self, dtype: ExpertDtype) -> Self {
+        if self.layout.dtype.wider(dtype) == self.layout.dtype {
+            return self;
+        }
+        let data = self.data.iter().flat_map(|id| [*id, 0]).collect();
+        Self { start: self.start, layout: RowLayout { dtype, ..self.layout }, data }
+    }
+
+    /// The bytes of the row at absolute `position`.
+    ///
+    /// Returns `None` outside the rows.
+    pub fn row(&self, position: usize) -> Option<&[u8]> {
+        let row = position.checked_sub(self.start).filter(|row| *row < self.num_rows())?;
+        let row_bytes = self.layout.row_bytes();
+        Some(&self.data[row * row_bytes..(row + 1) * row_bytes])
     }
 
     /// All ids in C order, widened.
@@ -158,7 +167,7 @@ mod tests {
         assert_eq!(slice(7, 99), (7, vec![5, 6]));
         assert_eq!(slice(9, 12).1, Vec::<u8>::new());
         assert_eq!(slice(0, 3).1, Vec::<u8>::new());
-        let wide = rows.widened();
+        let wide = rows.clone().into_dtype(ExpertDtype::U16);
         assert_eq!((wide.span(), wide.data()[..6].to_vec()), (rows.span(), vec![1, 0, 2, 0, 3, 0]));
         assert!(wide.iter_ids().eq(rows.iter_ids()));
         assert!(ExpertRows::new(usize::MAX, layout, vec![1, 2]).is_err());
