@@ -2,18 +2,21 @@
 
 use std::sync::Arc;
 
-use moetrail_engine::{EngineInfo, Event, GenerateRequest, SamplingParams, SubmitError};
+use moetrail_engine::{EngineInfo, Event, GenerateRequest, ReplayRows, SamplingParams, SubmitError};
 use serde::Deserialize;
 use serde_json::Value;
 
 use crate::body::read;
 use crate::error::ApiError;
 use crate::head::Head;
+use crate::nvext::Nvext;
 use crate::output::RequestOutput;
+use crate::replay::replay;
 use crate::rows::{RowsAsk, RowsFormat};
+use crate::rows_reply::RowsWriter;
 use crate::sampling::DefaultSampling;
 use crate::stream_options::Streaming;
-use crate::{chat, completions, generate};
+use crate::{chat, completions, generate, sglang};
 
 /// The shape of a generation request and of its answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,6 +27,8 @@ pub enum Dialect {
     Chat,
     /// `/inference/v1/generate`.
     Generate,
+    /// SGLang's `/generate`.
+    Sglang,
 }
 
 /// What the server knows about a request besides its body.
@@ -37,6 +42,8 @@ pub struct RequestContext<'a> {
     pub rows_format: Option<RowsFormat>,
     /// The client's `X-Request-Id`, which wins over a `request_id` in the body.
     pub header_id: Option<&'a str>,
+    /// The version of the weights that serve now.
+    pub weight_version: &'a str,
     /// A text that no other request has, also where clients repeat their ids.
     pub unique: &'a str,
     /// Unix time in seconds.
@@ -74,6 +81,7 @@ pub fn accept(dialect: Dialect, body: &[u8], context: &RequestContext<'_>) -> Re
         Dialect::Completions => completions::accept(body, context),
         Dialect::Chat => chat::accept(body, context),
         Dialect::Generate => generate::accept(body, context),
+        Dialect::Sglang => sglang::accept(body, context),
     }
 }
 
@@ -100,6 +108,7 @@ pub(crate) struct Common {
     /// What the client may call the request by.
     names: Vec<String>,
     priority: i32,
+    replay: Option<Arc<ReplayRows>>,
 }
 
 impl Common {
@@ -108,18 +117,39 @@ impl Common {
         let fields: CommonFields = read(body)?;
         let model = check_model(fields.model.as_deref(), context.info)?;
         if let Some(salt) = &fields.cache_salt {
-            let length = salt.chars().count();
-            if !(1..=1024).contains(&length) {
-                let message = format!("cache_salt must have 1 to 1024 characters; it has {length}");
-                return Err(ApiError::invalid("cache_salt", message));
-            }
+            check_salt(salt, "cache_salt")?;
         }
         let given = context.header_id.or(fields.request_id.as_deref()).filter(|id| !id.is_empty());
         let id = format!("{prefix}{}", given.unwrap_or(context.unique));
-        // Only the order matters, and nobody needs four thousand million ranks.
-        let priority = fields.priority.unwrap_or(0).clamp(i32::MIN.into(), i32::MAX.into()) as i32;
+        let priority = clamp(fields.priority.unwrap_or(0));
         let names = given.map(str::to_owned).into_iter().chain([id.clone()]).collect();
-        Ok(Self { id, model, names, priority, fields })
+        let replay = replay(body, context.info)?;
+        Ok(Self { id, model, names, priority, replay, fields })
+    }
+
+    /// What `nvext` says of the same things; the top level is not overruled in silence.
+    pub(crate) fn with_nvext(mut self, nvext: &Nvext) -> Result<Self, ApiError> {
+        if let Some(salt) = &nvext.cache_salt {
+            if self.fields.cache_salt.as_ref().is_some_and(|top| top != salt) {
+                return Err(ApiError::invalid("nvext.cache_salt", "nvext.cache_salt and cache_salt differ"));
+            }
+            check_salt(salt, "nvext.cache_salt")?;
+            self.fields.cache_salt = Some(salt.clone());
+        }
+        if let (Some(priority), None) = (nvext.priority, self.fields.priority) {
+            // Dynamo's hint grows with importance, vLLM's priority falls.
+            self.priority = clamp(priority.saturating_neg());
+        }
+        Ok(self)
+    }
+
+    /// The same under the name that the client gave in another field.
+    pub(crate) fn named(mut self, name: Option<&str>) -> Self {
+        if let Some(name) = name {
+            self.id = name.to_owned();
+            self.names = vec![name.to_owned()];
+        }
+        self
     }
 
     /// Builds the request of one prompt and checks it; `spell` gives the client's name of a parameter.
@@ -137,6 +167,8 @@ impl Common {
             sampling,
             priority: self.priority,
             cache_salt: self.fields.cache_salt.clone(),
+            routed_experts_replay: self.replay.clone(),
+            routed_experts_delta: rows.delta,
             ..GenerateRequest::default()
         };
         info.check(&request).map_err(|error| match error {
@@ -156,7 +188,7 @@ impl Common {
         self,
         context: &RequestContext<'_>,
         streaming: Streaming,
-        rows_format: RowsFormat,
+        rows: &RowsAsk,
         prompts: Vec<Arc<[u32]>>,
         sampling: &SamplingParams,
     ) -> Head {
@@ -166,7 +198,7 @@ impl Common {
             model: self.model,
             tokenizer: context.info.tokenizer.clone(),
             streaming,
-            rows_format,
+            rows: RowsWriter::new(rows.format, context.info.routing.as_ref().map_or(0, |routing| routing.num_experts)),
             prompts,
             n: sampling.n,
             with_logprobs: sampling.logprobs.is_some(),
@@ -175,6 +207,19 @@ impl Common {
             kv_transfer_params: self.fields.kv_transfer_params,
         }
     }
+}
+
+fn check_salt(salt: &str, param: &str) -> Result<(), ApiError> {
+    let length = salt.chars().count();
+    if (1..=1024).contains(&length) {
+        return Ok(());
+    }
+    Err(ApiError::invalid(param, format!("{param} must have 1 to 1024 characters; it has {length}")))
+}
+
+/// Only the order matters, and nobody needs four thousand million ranks.
+fn clamp(priority: i64) -> i32 {
+    priority.clamp(i32::MIN.into(), i32::MAX.into()) as i32
 }
 
 /// The model's name as the client calls it.

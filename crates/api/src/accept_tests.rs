@@ -15,7 +15,15 @@ fn read_with(
     info: &EngineInfo,
     defaults: &DefaultSampling,
 ) -> Result<Accepted, ApiError> {
-    let context = RequestContext { info, defaults, rows_format: None, header_id: None, unique: "u1", created: 7 };
+    let context = RequestContext {
+        info,
+        defaults,
+        rows_format: None,
+        header_id: None,
+        weight_version: "0",
+        unique: "u1",
+        created: 7,
+    };
     accept(dialect, body.as_bytes(), &context)
 }
 
@@ -106,8 +114,15 @@ fn names_come_from_the_header_then_the_body() {
     let info = fixtures::info();
     let defaults = DefaultSampling::default();
     let id = |header_id: Option<&str>, body: &str| {
-        let context =
-            RequestContext { info: &info, defaults: &defaults, rows_format: None, header_id, unique: "u2", created: 7 };
+        let context = RequestContext {
+            info: &info,
+            defaults: &defaults,
+            rows_format: None,
+            header_id,
+            weight_version: "0",
+            unique: "u2",
+            created: 7,
+        };
         accept(Generate, body.as_bytes(), &context).map(|accepted| accepted.requests[0].names.clone())
     };
     assert_eq!(id(None, r#"{"token_ids":[1]}"#), Ok(vec!["generate-tokens-u2".into()]));
@@ -186,7 +201,12 @@ fn two_different_starts_are_refused() {
         )
     };
     assert_eq!(one(Generate, &body(1, 1)).routed_experts_start, Some(1));
-    refused(Generate, &body(1, 0), "routed_experts_prompt_start", "1 at the top level and 0");
+    refused(
+        Generate,
+        &body(1, 0),
+        "routed_experts_prompt_start",
+        "1 at the top level, and sampling_params.routed_experts_prompt_start is 0",
+    );
 }
 
 #[test]
@@ -224,7 +244,14 @@ fn faults_of_chat_are_named() {
     refused(Chat, &body(r#""tool_choice":"required""#), "tool_choice", "\"required\"");
     refused(Chat, &body(r#""response_format":{"type":"json_object"}"#), "response_format", "json_object");
     refused(Chat, &body(r#""echo":true"#), "echo", "true");
-    refused(Chat, &body(r#""nvext":{"routed_experts_prompt_start":1}"#), "nvext", "not supported");
+    let start = "nvext.routed_experts_prompt_start";
+    refused(Chat, &body(r#""nvext":{"routed_experts_prompt_start":9}"#), start, "it is 9");
+    refused(
+        Chat,
+        &body(r#""n":2,"nvext":{"extra_fields":["routed_experts"]}"#),
+        "n",
+        "of one choice; the answer has 2",
+    );
     refused(Chat, &body(r#""routed_experts_prompt_start":9"#), "routed_experts_prompt_start", "it is 9");
     let both = r#""continue_final_message":true,"add_generation_prompt":true"#;
     refused(Chat, &body(both), "continue_final_message", "cannot both");
@@ -274,6 +301,6 @@ fn an_unknown_model_is_a_404() {
 
 #[test]
 fn format_names_serve_the_command_line_too() {
-    assert_eq!(RowsFormat::from_name("npy"), Some(RowsFormat::Npy));
-    assert_eq!(RowsFormat::from_name("skyrl"), None);
+    assert_eq!(RowsFormat::from_name("dynamo"), Some(RowsFormat::Nvext));
+    assert_eq!(RowsFormat::from_name("xml"), None);
 }

@@ -3,14 +3,16 @@
 //! Each concern (sampling, rows, the endpoint's own fields) reads the same body for itself and ignores what is not
 //! its own. That keeps paths exact, which `#[serde(flatten)]` does not, and reading JSON twice is cheap.
 
-use std::fmt;
 use std::marker::PhantomData;
+use std::{fmt, io};
 
 use serde::Serialize;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{Deserialize, DeserializeOwned, Deserializer, MapAccess, Visitor};
+use serde_json::ser::Formatter;
 
 use crate::error::ApiError;
+use crate::rows_reply::Payloads;
 
 /// Reads a body that must be an object.
 pub(crate) fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
@@ -26,6 +28,23 @@ pub(crate) fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
 /// Writes a body. Ours consist of strings, numbers and lists, which always serialise.
 pub(crate) fn write(body: &impl Serialize) -> Vec<u8> {
     serde_json::to_vec(body).expect("strings, numbers and lists always serialise")
+}
+
+/// Writes a body that names payloads, which are encoded straight into it.
+pub(crate) fn write_with(body: &impl Serialize, payloads: &Payloads) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(payloads.size() + 1024);
+    let mut json = serde_json::Serializer::with_formatter(&mut bytes, WithPayloads(payloads));
+    body.serialize(&mut json).expect("strings, numbers and lists always serialise, and every payload has its number");
+    bytes
+}
+
+/// Compact JSON in which a number of 128 bits stands for a payload.
+struct WithPayloads<'a>(&'a Payloads);
+
+impl Formatter for WithPayloads<'_> {
+    fn write_u128<W: io::Write + ?Sized>(&mut self, mut writer: &mut W, value: u128) -> io::Result<()> {
+        self.0.write(value, &mut writer)
+    }
 }
 
 fn refuse(path: String, error: &serde_json::Error) -> ApiError {

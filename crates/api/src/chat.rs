@@ -8,8 +8,10 @@ use serde_json::{Map, Value};
 use crate::accept::{Accepted, Common, RequestContext, room};
 use crate::body::{Object, read};
 use crate::chat_reply::ChatReply;
+use crate::completions::openai_rows;
 use crate::error::ApiError;
-use crate::rows::{NestedStart, RowsFields, RowsFormat};
+use crate::nvext::Nvext;
+use crate::rows::{RowsFields, check_nvext_has_one};
 use crate::sampling::{Range, SamplingFields};
 use crate::stream_options::StreamFields;
 use crate::unsupported::{UnsupportedOpenAi, UnsupportedSampling};
@@ -93,10 +95,12 @@ pub(crate) fn accept(body: &[u8], context: &RequestContext<'_>) -> Result<Accept
         return Err(ApiError::invalid("echo", "echo is not supported on chat; it is true"));
     }
     let streaming = read::<StreamFields>(body)?.resolve()?;
-    let format = context.rows_format.unwrap_or(RowsFormat::Npy);
-    let rows = read::<RowsFields>(body)?.resolve(NestedStart::default(), format)?;
+    let nvext = Nvext::read(body)?;
+    let common = common.with_nvext(&nvext)?;
+    let rows = read::<RowsFields>(body)?.resolve(openai_rows(&nvext, context, streaming))?;
     let settings: SamplingFields = read(body)?;
     let mut sampling = settings.resolve("", context.defaults)?;
+    check_nvext_has_one(&rows, sampling.n, "n")?;
     sampling.logprobs = fields.logprobs()?;
     let range = Range { prefix: "" };
     let newer = range.count("max_completion_tokens", fields.max_completion_tokens, 0)?;
@@ -111,7 +115,7 @@ pub(crate) fn accept(body: &[u8], context: &RequestContext<'_>) -> Result<Accept
         param => param.to_owned(),
     };
     let request = common.request(prompt.into(), sampling, &rows, info, spell)?;
-    let head = common.into_head(context, streaming, rows.format, vec![request.prompt.clone()], &request.sampling);
+    let head = common.into_head(context, streaming, &rows, vec![request.prompt.clone()], &request.sampling);
     Ok(Accepted { requests: vec![request], stream: streaming.enabled, reply: Box::new(ChatReply::new(head)) })
 }
 

@@ -5,11 +5,12 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::accept::Reply;
-use crate::body::write;
+use crate::body::{write, write_with};
 use crate::head::{FinishName, Head, StopName, StreamCounts};
 use crate::logprobs::{ContentLogprobs, PromptLogprobs};
 use crate::output::RequestOutput;
-use crate::rows::RowsReply;
+use crate::replay::ReplayStatsReply;
+use crate::rows_reply::{NvextReply, PayloadRef, Payloads, RowsReply, end};
 use crate::usage::Usage;
 
 #[derive(Serialize)]
@@ -20,7 +21,11 @@ struct Body<'a> {
     model: &'a str,
     choices: Vec<Choice>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    nvext: Option<NvextReply>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     usage: Option<Usage>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    routed_experts_replay_stats: Option<ReplayStatsReply>,
     #[serde(skip_serializing_if = "Option::is_none")]
     prompt_logprobs: Option<Vec<PromptLogprobs>>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -56,6 +61,8 @@ struct Message {
     #[serde(skip_serializing_if = "Option::is_none")]
     role: Option<&'static str>,
     content: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    routed_experts: Option<PayloadRef>,
 }
 
 /// Writes chat completions.
@@ -70,7 +77,8 @@ pub(crate) struct ChatReply {
 }
 
 impl ChatReply {
-    pub(crate) fn new(head: Head) -> Self {
+    pub(crate) fn new(mut head: Head) -> Self {
+        head.rows.has_message = true;
         let counts = StreamCounts::new(&head);
         let begun = vec![false; head.n];
         Self { head, counts, begun, prompt: None, any_sent: false }
@@ -82,8 +90,10 @@ impl ChatReply {
             object,
             created: self.head.created,
             model: &self.head.model,
+            nvext: choices.iter().find_map(|choice| choice.rows.as_ref()?.in_nvext(self.head.rows.format)),
             choices,
             usage,
+            routed_experts_replay_stats: None,
             prompt_logprobs: None,
             prompt_token_ids: None,
             kv_transfer_params: None,
@@ -95,7 +105,7 @@ impl ChatReply {
     }
 
     /// One chunk with one choice; the first of all carries what belongs to the prompt.
-    fn chunk(&mut self, choice: Choice) -> Vec<u8> {
+    fn chunk(&mut self, choice: Choice, payloads: &Payloads) -> Vec<u8> {
         let usage = self.counts.so_far(&self.head, 0, choice.index);
         let prompt = self.prompt.take();
         let mut body = self.body_with("chat.completion.chunk", vec![choice], usage);
@@ -103,8 +113,10 @@ impl ChatReply {
             let given = prompt.as_ref().and_then(|prompt| prompt.prompt_logprobs.as_ref());
             body.prompt_logprobs = PromptLogprobs::list(&self.head, given);
             body.prompt_token_ids = self.head.prompt_token_ids(0);
+            let stats = prompt.as_ref().and_then(|prompt| prompt.replay_stats);
+            body.routed_experts_replay_stats = ReplayStatsReply::sum(std::iter::once(stats));
         }
-        let bytes = write(&body);
+        let bytes = write_with(&body, payloads);
         self.any_sent = true;
         bytes
     }
@@ -114,27 +126,31 @@ impl ChatReply {
         self.counts.add(index, delta.token_ids.len());
         let mut chunks = Vec::new();
         if !std::mem::replace(&mut self.begun[index], true) {
-            chunks.push(self.chunk(Choice {
+            let said = Message { role: Some("assistant"), content: String::new(), routed_experts: None };
+            let choice = Choice {
                 index,
-                said: Said::Delta(Message { role: Some("assistant"), content: String::new() }),
+                said: Said::Delta(said),
                 logprobs: None,
                 finish_reason: None,
                 stop_reason: None,
                 token_ids: None,
                 rows: None,
-            }));
+            };
+            chunks.push(self.chunk(choice, &Payloads::default()));
         }
-        let finish = delta.finish;
+        let mut payloads = Payloads::default();
+        let (finish, rows) = end(&mut self.head.rows, index, delta.finish, delta.routed_experts, &mut payloads);
+        let routed_experts = rows.as_ref().and_then(|rows| rows.in_message(self.head.rows.format));
         let choice = Choice {
             index,
-            said: Said::Delta(Message { role: None, content: delta.text }),
+            said: Said::Delta(Message { role: None, content: delta.text, routed_experts }),
             logprobs: self.logprobs(&delta.logprobs),
             finish_reason: finish.as_ref().map(|finish| FinishName(finish.reason)),
             token_ids: self.head.return_token_ids.then_some(delta.token_ids),
-            rows: finish.as_ref().map(|finish| RowsReply::new(finish.routed_experts.as_ref(), self.head.rows_format)),
+            rows,
             stop_reason: finish.and_then(|finish| finish.stop_reason).map(StopName),
         };
-        chunks.push(self.chunk(choice));
+        chunks.push(self.chunk(choice, &payloads));
         chunks
     }
 }
@@ -143,23 +159,27 @@ impl Reply for ChatReply {
     fn body(&mut self, outputs: Vec<RequestOutput>) -> Vec<u8> {
         let Some(output) = outputs.into_iter().next() else { return Vec::new() };
         let usage = self.head.usage(output.completion_tokens(), output.prompt.cached_tokens);
-        let rows = output.choices.iter().map(|choice| choice.finish.as_ref()?.routed_experts.as_ref());
-        let rows = RowsReply::all(rows, self.head.rows_format);
-        let choices = output.choices.into_iter().zip(rows).enumerate().map(|(index, (choice, rows))| Choice {
-            index,
-            said: Said::Message(Message { role: Some("assistant"), content: choice.text }),
-            logprobs: self.logprobs(&choice.logprobs),
-            finish_reason: choice.finish.as_ref().map(|finish| FinishName(finish.reason)),
-            stop_reason: choice.finish.and_then(|finish| finish.stop_reason).map(StopName),
-            token_ids: self.head.return_token_ids.then_some(choice.token_ids),
-            rows: Some(rows),
+        let mut payloads = Payloads::default();
+        let choices = output.choices.into_iter().enumerate().map(|(index, choice)| {
+            let (finish, rows) = end(&mut self.head.rows, index, choice.finish, None, &mut payloads);
+            let routed_experts = rows.as_ref().and_then(|rows| rows.in_message(self.head.rows.format));
+            Choice {
+                index,
+                said: Said::Message(Message { role: Some("assistant"), content: choice.text, routed_experts }),
+                logprobs: self.logprobs(&choice.logprobs),
+                finish_reason: finish.as_ref().map(|finish| FinishName(finish.reason)),
+                stop_reason: finish.and_then(|finish| finish.stop_reason).map(StopName),
+                token_ids: self.head.return_token_ids.then_some(choice.token_ids),
+                rows,
+            }
         });
         let choices = choices.collect();
         let mut body = self.body_with("chat.completion", choices, Some(usage));
         body.prompt_logprobs = PromptLogprobs::list(&self.head, output.prompt.prompt_logprobs.as_ref());
         body.prompt_token_ids = self.head.prompt_token_ids(0);
         body.kv_transfer_params = self.head.kv_transfer_params.as_ref();
-        write(&body)
+        body.routed_experts_replay_stats = ReplayStatsReply::sum(std::iter::once(output.prompt.replay_stats));
+        write_with(&body, &payloads)
     }
 
     fn chunks(&mut self, _prompt: usize, event: Event) -> Vec<Vec<u8>> {

@@ -5,11 +5,12 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::accept::Reply;
-use crate::body::write;
+use crate::body::write_with;
 use crate::head::{FinishName, Head, StopName, StreamCounts};
 use crate::logprobs::{LegacyLogprobs, PromptLogprobs};
 use crate::output::{ChoiceOutput, RequestOutput};
-use crate::rows::RowsReply;
+use crate::replay::ReplayStatsReply;
+use crate::rows_reply::{NvextReply, Payloads, RowsReply, end};
 use crate::usage::Usage;
 
 #[derive(Serialize)]
@@ -20,7 +21,11 @@ struct Body<'a> {
     model: &'a str,
     choices: Vec<Choice>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    nvext: Option<NvextReply>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     usage: Option<Usage>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    routed_experts_replay_stats: Option<ReplayStatsReply>,
     #[serde(skip_serializing_if = "Option::is_none")]
     kv_transfer_params: Option<&'a Value>,
 }
@@ -96,7 +101,7 @@ impl CompletionReply {
         index: usize,
         given: &PromptOutput,
         choice: ChoiceOutput,
-        rows: RowsReply,
+        rows: Option<RowsReply>,
     ) -> Choice {
         let content = (choice.text.as_str(), choice.token_ids.as_slice(), choice.logprobs.as_slice());
         let (text, logprobs) = self.text_and_logprobs(prompt, given, true, content, &mut 0);
@@ -108,7 +113,7 @@ impl CompletionReply {
             finish_reason: finish.as_ref().map(|finish| FinishName(finish.reason)),
             stop_reason: finish.and_then(|finish| finish.stop_reason).map(StopName),
             token_ids: self.head.return_token_ids.then_some(choice.token_ids),
-            rows: Some(rows),
+            rows,
             prompt_logprobs: self.shown_prompt_logprobs(given),
             prompt_token_ids: self.head.prompt_token_ids(prompt),
         }
@@ -118,17 +123,25 @@ impl CompletionReply {
         PromptLogprobs::list(&self.head, given.prompt_logprobs.as_ref().filter(|_| self.show_prompt_logprobs))
     }
 
-    fn write(&self, choices: Vec<Choice>, usage: Option<Usage>) -> Vec<u8> {
+    fn write(
+        &self,
+        choices: Vec<Choice>,
+        payloads: &Payloads,
+        usage: Option<Usage>,
+        stats: Option<ReplayStatsReply>,
+    ) -> Vec<u8> {
         let body = Body {
             id: &self.head.id,
             object: "text_completion",
             created: self.head.created,
             model: &self.head.model,
+            nvext: choices.iter().find_map(|choice| choice.rows.as_ref()?.in_nvext(self.head.rows.format)),
             choices,
             usage,
+            routed_experts_replay_stats: stats,
             kv_transfer_params: self.head.kv_transfer_params.as_ref().filter(|_| !self.head.streaming.enabled),
         };
-        write(&body)
+        write_with(&body, payloads)
     }
 
     fn delta(&mut self, prompt: usize, delta: ChoiceDelta) -> Vec<u8> {
@@ -139,38 +152,45 @@ impl CompletionReply {
         let given = &self.prompts[prompt];
         let content = (delta.text.as_str(), delta.token_ids.as_slice(), delta.logprobs.as_slice());
         let (text, logprobs) = self.text_and_logprobs(prompt, given, first, content, &mut offset);
-        let finish = delta.finish;
+        let (shown, ids) = match first {
+            true => (self.shown_prompt_logprobs(given), self.head.prompt_token_ids(prompt)),
+            false => (None, None),
+        };
+        let stats = ReplayStatsReply::sum(std::iter::once(given.replay_stats.filter(|_| first && delta.index == 0)));
+        let mut payloads = Payloads::default();
+        let (finish, rows) = end(&mut self.head.rows, number, delta.finish, delta.routed_experts, &mut payloads);
         let choice = Choice {
             index: number,
             text,
             logprobs,
             finish_reason: finish.as_ref().map(|finish| FinishName(finish.reason)),
             token_ids: self.head.return_token_ids.then_some(delta.token_ids),
-            rows: finish.as_ref().map(|finish| RowsReply::new(finish.routed_experts.as_ref(), self.head.rows_format)),
+            rows,
             stop_reason: finish.and_then(|finish| finish.stop_reason).map(StopName),
-            prompt_logprobs: if first { self.shown_prompt_logprobs(given) } else { None },
-            prompt_token_ids: if first { self.head.prompt_token_ids(prompt) } else { None },
+            prompt_logprobs: shown,
+            prompt_token_ids: ids,
         };
         self.offsets[number] = Some(offset);
-        self.write(vec![choice], self.counts.so_far(&self.head, prompt, number))
+        self.write(vec![choice], &payloads, self.counts.so_far(&self.head, prompt, number), stats)
     }
 }
 
 impl Reply for CompletionReply {
     fn body(&mut self, outputs: Vec<RequestOutput>) -> Vec<u8> {
-        let finished = outputs.iter().flat_map(|output| &output.choices);
-        let rows = finished.map(|choice| choice.finish.as_ref().and_then(|finish| finish.routed_experts.as_ref()));
-        let mut rows = RowsReply::all(rows, self.head.rows_format).into_iter();
+        let mut payloads = Payloads::default();
+        // Those of all prompts together, as the usage is.
+        let stats = ReplayStatsReply::sum(outputs.iter().map(|output| output.prompt.replay_stats));
         let completion_tokens = outputs.iter().map(RequestOutput::completion_tokens).sum();
         let cached_tokens = outputs.iter().map(|output| output.prompt.cached_tokens).sum();
         let mut choices = Vec::new();
         for (prompt, output) in outputs.into_iter().enumerate() {
-            for choice in output.choices {
-                let rows = rows.next().unwrap_or_default();
+            for mut choice in output.choices {
+                let rows;
+                (choice.finish, rows) = end(&mut self.head.rows, choices.len(), choice.finish, None, &mut payloads);
                 choices.push(self.choice(prompt, choices.len(), &output.prompt, choice, rows));
             }
         }
-        self.write(choices, Some(self.head.usage(completion_tokens, cached_tokens)))
+        self.write(choices, &payloads, Some(self.head.usage(completion_tokens, cached_tokens)), stats)
     }
 
     fn chunks(&mut self, prompt: usize, event: Event) -> Vec<Vec<u8>> {
@@ -186,6 +206,7 @@ impl Reply for CompletionReply {
     }
 
     fn closing_chunks(&mut self) -> Vec<Vec<u8>> {
-        self.counts.total(&self.head).map(|usage| self.write(Vec::new(), Some(usage))).into_iter().collect()
+        let last = |usage| self.write(Vec::new(), &Payloads::default(), Some(usage), None);
+        self.counts.total(&self.head).map(last).into_iter().collect()
     }
 }

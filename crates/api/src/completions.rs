@@ -3,16 +3,18 @@
 use std::sync::Arc;
 
 use moetrail_engine::EngineInfo;
+use moetrail_routes::format::Format;
 use serde::Deserialize;
 
 use crate::accept::{Accepted, Common, RequestContext, room};
 use crate::body::read;
 use crate::completion_reply::CompletionReply;
 use crate::error::ApiError;
+use crate::nvext::Nvext;
 use crate::prompt::PromptField;
-use crate::rows::{NestedStart, RowsFields, RowsFormat};
+use crate::rows::{RowsDefaults, RowsFields, RowsFormat, check_nvext_has_one};
 use crate::sampling::{Range, SamplingFields};
-use crate::stream_options::StreamFields;
+use crate::stream_options::{StreamFields, Streaming};
 use crate::unsupported::{UnsupportedOpenAi, UnsupportedSampling};
 
 /// OpenAI's default of `max_tokens` on this endpoint.
@@ -40,8 +42,9 @@ pub(crate) fn accept(body: &[u8], context: &RequestContext<'_>) -> Result<Accept
     read::<UnsupportedOpenAi>(body)?.check("")?;
     read::<UnsupportedSampling>(body)?.check("")?;
     let streaming = read::<StreamFields>(body)?.resolve()?;
-    let format = context.rows_format.unwrap_or(RowsFormat::Npy);
-    let rows = read::<RowsFields>(body)?.resolve(NestedStart::default(), format)?;
+    let nvext = Nvext::read(body)?;
+    let common = common.with_nvext(&nvext)?;
+    let rows = read::<RowsFields>(body)?.resolve(openai_rows(&nvext, context, streaming))?;
     let settings: SamplingFields = read(body)?;
     let mut sampling = settings.resolve("", context.defaults)?;
     let range = Range { prefix: "" };
@@ -56,6 +59,7 @@ pub(crate) fn accept(body: &[u8], context: &RequestContext<'_>) -> Result<Accept
     let given = fields.prompt.ok_or_else(|| ApiError::invalid("prompt", "prompt is missing"))?;
     let prompts = tokenize(given, add_special_tokens, sampling.skip_special_tokens, info)?;
     let several = prompts.len() > 1;
+    check_nvext_has_one(&rows, prompts.len() * sampling.n, if several { "prompt" } else { "n" })?;
     let requests = prompts
         .iter()
         .enumerate()
@@ -72,12 +76,23 @@ pub(crate) fn accept(body: &[u8], context: &RequestContext<'_>) -> Result<Accept
         .collect::<Result<_, _>>()?;
 
     let ids = prompts.iter().map(|prompt| prompt.ids.clone()).collect();
-    let head = common.into_head(context, streaming, rows.format, ids, &sampling);
+    let head = common.into_head(context, streaming, &rows, ids, &sampling);
     let echoed = echo.then(|| prompts.into_iter().map(|prompt| prompt.text).collect());
     // vLLM fills prompt_logprobs for an echo, and shows them only where they were asked for by that name.
     let show_prompt_logprobs = settings.asks_for_prompt_logprobs();
     let reply = Box::new(CompletionReply::new(head, echoed, show_prompt_logprobs));
     Ok(Accepted { requests, stream: streaming.enabled, reply })
+}
+
+/// What both of OpenAI's endpoints make of the absence of fields.
+pub(crate) fn openai_rows(nvext: &Nvext, context: &RequestContext<'_>, streaming: Streaming) -> RowsDefaults {
+    let by_default = context.rows_format.unwrap_or(RowsFormat::InChoice(Format::Npy));
+    RowsDefaults {
+        other_start: nvext.start,
+        format: if nvext.wants_rows { RowsFormat::Nvext } else { by_default },
+        wanted: nvext.wants_rows,
+        streamed: streaming.enabled,
+    }
 }
 
 fn tokenize(

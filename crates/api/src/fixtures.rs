@@ -3,12 +3,14 @@
 use std::sync::Arc;
 
 use moetrail_engine::{EngineInfo, RoutingShape};
+use moetrail_routes::format::Format;
 use moetrail_routes::{ExpertDtype, RowLayout};
 use moetrail_text::Tokenizer;
 use serde_json::json;
 
 use crate::head::Head;
 use crate::rows::RowsFormat;
+use crate::rows_reply::RowsWriter;
 use crate::stream_options::Streaming;
 
 /// Words by id: `<s>`, a, b, éé, `<user>`, `<assistant>`.
@@ -56,7 +58,7 @@ pub(crate) fn head() -> Head {
         model: "toy".into(),
         tokenizer: Some(tokenizer()),
         streaming: Streaming::default(),
-        rows_format: RowsFormat::Object,
+        rows: RowsWriter::new(RowsFormat::InChoice(Format::Object), 4),
         prompts: vec![[1, 2].into()],
         n: 1,
         with_logprobs: false,

@@ -1,12 +1,13 @@
 //! `/inference/v1/generate`: tokens in, tokens out.
 
+use moetrail_routes::format::Format;
 use serde::Deserialize;
 
 use crate::accept::{Accepted, Common, RequestContext, room};
 use crate::body::{Object, read};
 use crate::error::ApiError;
 use crate::generate_reply::{GenerateReply, OutputMode};
-use crate::rows::{NestedStart, RowsFields, RowsFormat};
+use crate::rows::{NESTED_START, NestedStart, RowsDefaults, RowsFields, RowsFormat, check_nvext_has_one};
 use crate::sampling::{DefaultSampling, Range, SamplingFields};
 use crate::stream_options::StreamFields;
 use crate::unsupported::{UnsupportedGenerate, UnsupportedSampling};
@@ -52,8 +53,13 @@ pub(crate) fn accept(body: &[u8], context: &RequestContext<'_>) -> Result<Accept
         let message = "output_mode \"text\" needs a tokenizer, and the checkpoint has none";
         return Err(ApiError::invalid("output_mode", message));
     }
-    let format = context.rows_format.unwrap_or(RowsFormat::Object);
-    let rows = read::<RowsFields>(body)?.resolve(nested::<NestedStart>(body)?, format)?;
+    let nested_start = nested::<NestedStart>(body)?.routed_experts_prompt_start;
+    let rows = read::<RowsFields>(body)?.resolve(RowsDefaults {
+        other_start: nested_start.map(|start| (start, NESTED_START)),
+        format: context.rows_format.unwrap_or(RowsFormat::InChoice(Format::Object)),
+        wanted: false,
+        streamed: streaming.enabled,
+    })?;
 
     let settings = fields.sampling_params.unwrap_or_default().0;
     // As in vLLM, the checkpoint's sampling defaults do not reach this endpoint: who trains on the tokens needs
@@ -62,6 +68,7 @@ pub(crate) fn accept(body: &[u8], context: &RequestContext<'_>) -> Result<Accept
     let range = Range { prefix: PREFIX };
     sampling.logprobs = range.count("logprobs", nested::<NestedLogprobs>(body)?.logprobs, 0)?;
     sampling.detokenize = mode == OutputMode::Text && settings.detokenize.unwrap_or(true);
+    check_nvext_has_one(&rows, sampling.n, "sampling_params.n")?;
     let prompt = fields.token_ids.ok_or_else(|| ApiError::invalid("token_ids", "token_ids is missing"))?;
     let max_tokens = range.count("max_tokens", settings.max_tokens, 0)?;
     sampling.max_tokens = max_tokens.unwrap_or_else(|| room(info, prompt.len()));
@@ -71,7 +78,7 @@ pub(crate) fn accept(body: &[u8], context: &RequestContext<'_>) -> Result<Accept
         param => format!("{PREFIX}{param}"),
     };
     let request = common.request(prompt.into(), sampling, &rows, info, spell)?;
-    let mut head = common.into_head(context, streaming, rows.format, vec![request.prompt.clone()], &request.sampling);
+    let mut head = common.into_head(context, streaming, &rows, vec![request.prompt.clone()], &request.sampling);
     head.tokens_as_ids = true;
     let reply = Box::new(GenerateReply::new(head, mode));
     Ok(Accepted { requests: vec![request], stream: streaming.enabled, reply })

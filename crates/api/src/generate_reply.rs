@@ -1,16 +1,18 @@
 //! `/inference/v1/generate`: writing the answer.
 
 use moetrail_engine::{ChoiceDelta, Event, Finish, PromptOutput, TokenLogprobs};
+use moetrail_routes::ExpertRows;
 use serde::Serialize;
 use serde_json::Value;
 
 use crate::accept::Reply;
-use crate::body::write;
+use crate::body::write_with;
 use crate::error::ApiError;
 use crate::head::{FinishName, Head, StopName, StreamCounts};
 use crate::logprobs::{ContentLogprobs, PromptLogprobs};
 use crate::output::RequestOutput;
-use crate::rows::RowsReply;
+use crate::replay::ReplayStatsReply;
+use crate::rows_reply::{NvextReply, Payloads, RowsReply, end};
 use crate::usage::Usage;
 
 /// `output_mode`.
@@ -46,7 +48,11 @@ struct Body<'a> {
     created: u64,
     choices: Vec<Choice>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    nvext: Option<NvextReply>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     usage: Option<Usage>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    routed_experts_replay_stats: Option<ReplayStatsReply>,
     #[serde(skip_serializing_if = "Option::is_none")]
     prompt_logprobs: Option<Vec<PromptLogprobs>>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -84,12 +90,14 @@ impl GenerateReply {
     }
 
     fn choice(
-        &self,
+        &mut self,
         index: usize,
         (token_ids, text, logprobs): (Vec<u32>, String, Vec<TokenLogprobs>),
+        rows: Option<ExpertRows>,
         finish: Option<Finish>,
-        rows: Option<RowsReply>,
+        payloads: &mut Payloads,
     ) -> Choice {
+        let (finish, rows) = end(&mut self.head.rows, index, finish, rows, payloads);
         Choice {
             index,
             finish_reason: finish.as_ref().map(|finish| FinishName(finish.reason)),
@@ -102,14 +110,18 @@ impl GenerateReply {
     }
 
     /// A body or a chunk; `with_prompt` adds what belongs to the prompt.
-    fn write(&self, choices: Vec<Choice>, usage: Option<Usage>, with_prompt: bool) -> Vec<u8> {
+    fn write(&self, choices: Vec<Choice>, payloads: &Payloads, usage: Option<Usage>, with_prompt: bool) -> Vec<u8> {
+        let stats = ReplayStatsReply::sum(std::iter::once(self.prompt.replay_stats.filter(|_| with_prompt)));
+        let in_nvext = |choice: &Choice| choice.rows.as_ref()?.in_nvext(self.head.rows.format);
         let body = Body {
             request_id: &self.head.id,
             output_mode: self.mode,
             model: &self.head.model,
             created: self.head.created,
+            nvext: choices.iter().find_map(in_nvext),
             choices,
             usage,
+            routed_experts_replay_stats: stats,
             prompt_logprobs: PromptLogprobs::list(
                 &self.head,
                 self.prompt.prompt_logprobs.as_ref().filter(|_| with_prompt),
@@ -117,17 +129,17 @@ impl GenerateReply {
             prompt_token_ids: if with_prompt { self.head.prompt_token_ids(0) } else { None },
             kv_transfer_params: self.head.kv_transfer_params.as_ref().filter(|_| !self.head.streaming.enabled),
         };
-        write(&body)
+        write_with(&body, payloads)
     }
 
     fn delta(&mut self, delta: ChoiceDelta) -> Vec<u8> {
         self.counts.add(delta.index, delta.token_ids.len());
-        let finish = delta.finish;
-        let rows = finish.as_ref().map(|finish| RowsReply::new(finish.routed_experts.as_ref(), self.head.rows_format));
-        let choice = self.choice(delta.index, (delta.token_ids, delta.text, delta.logprobs), finish, rows);
+        let mut payloads = Payloads::default();
+        let content = (delta.token_ids, delta.text, delta.logprobs);
+        let choice = self.choice(delta.index, content, delta.routed_experts, delta.finish, &mut payloads);
         let usage = self.counts.so_far(&self.head, 0, delta.index);
         let first = !std::mem::replace(&mut self.any_sent, true);
-        self.write(vec![choice], usage, first)
+        self.write(vec![choice], &payloads, usage, first)
     }
 }
 
@@ -135,13 +147,14 @@ impl Reply for GenerateReply {
     fn body(&mut self, outputs: Vec<RequestOutput>) -> Vec<u8> {
         let Some(output) = outputs.into_iter().next() else { return Vec::new() };
         let usage = self.head.usage(output.completion_tokens(), output.prompt.cached_tokens);
-        let rows = output.choices.iter().map(|choice| choice.finish.as_ref()?.routed_experts.as_ref());
-        let rows = RowsReply::all(rows, self.head.rows_format);
         self.prompt = output.prompt;
-        let choices = output.choices.into_iter().zip(rows).enumerate().map(|(index, (choice, rows))| {
-            self.choice(index, (choice.token_ids, choice.text, choice.logprobs), choice.finish, Some(rows))
+        let mut payloads = Payloads::default();
+        let choices = output.choices.into_iter().enumerate().map(|(index, choice)| {
+            let content = (choice.token_ids, choice.text, choice.logprobs);
+            self.choice(index, content, None, choice.finish, &mut payloads)
         });
-        self.write(choices.collect(), Some(usage), true)
+        let choices = choices.collect();
+        self.write(choices, &payloads, Some(usage), true)
     }
 
     fn chunks(&mut self, _prompt: usize, event: Event) -> Vec<Vec<u8>> {
@@ -157,6 +170,7 @@ impl Reply for GenerateReply {
     }
 
     fn closing_chunks(&mut self) -> Vec<Vec<u8>> {
-        self.counts.total(&self.head).map(|usage| self.write(Vec::new(), Some(usage), false)).into_iter().collect()
+        let last = |usage| self.write(Vec::new(), &Payloads::default(), Some(usage), false);
+        self.counts.total(&self.head).map(last).into_iter().collect()
     }
 }

@@ -8,7 +8,7 @@ use serde::{Serialize, Serializer};
 use serde_json::Value;
 
 use crate::logprobs::id_name;
-use crate::rows::RowsFormat;
+use crate::rows_reply::RowsWriter;
 use crate::stream_options::Streaming;
 use crate::usage::Usage;
 
@@ -20,7 +20,7 @@ pub(crate) struct Head {
     pub(crate) model: String,
     pub(crate) tokenizer: Option<Arc<Tokenizer>>,
     pub(crate) streaming: Streaming,
-    pub(crate) rows_format: RowsFormat,
+    pub(crate) rows: RowsWriter,
     pub(crate) prompts: Vec<Arc<[u32]>>,
     /// Choices of each prompt.
     pub(crate) n: usize,

@@ -14,6 +14,7 @@ mod chat;
 mod chat_reply;
 mod completion_reply;
 mod completions;
+mod control;
 mod error;
 #[cfg(test)]
 mod fixtures;
@@ -22,20 +23,28 @@ mod generate_reply;
 mod head;
 mod logprobs;
 mod models;
+mod nvext;
+mod openapi;
 mod output;
 mod prompt;
+mod replay;
 #[cfg(test)]
 mod reply_tests;
 mod rows;
+mod rows_reply;
 mod sampling;
+mod sglang;
+mod sglang_reply;
 mod stream_options;
 mod tokenize;
 mod unsupported;
 mod usage;
 
 pub use accept::{Accepted, Dialect, Reply, RequestContext, accept};
+pub use control::{Done, PauseOrder, UpdateOrder, abort_order, pause_order, server_info, update_order};
 pub use error::ApiError;
 pub use models::{model_card, model_list, version};
+pub use openapi::openapi;
 pub use output::{ChoiceOutput, RequestOutput, finish_weight};
 pub use rows::RowsFormat;
 pub use sampling::DefaultSampling;

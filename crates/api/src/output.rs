@@ -66,7 +66,7 @@ impl RequestOutput {
 }
 
 impl ChoiceOutput {
-    fn push(&mut self, delta: ChoiceDelta) {
+    pub(crate) fn push(&mut self, delta: ChoiceDelta) {
         self.token_ids.extend(delta.token_ids);
         self.text.push_str(&delta.text);
         self.logprobs.extend(delta.logprobs);

@@ -19,6 +19,7 @@ fn reply(dialect: Dialect, body: &str) -> Box<dyn Reply> {
         defaults: &defaults,
         rows_format: None,
         header_id: None,
+        weight_version: "3",
         unique: "u",
         created: 7,
     };

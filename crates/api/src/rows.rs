@@ -1,39 +1,41 @@
-//! Routed experts on the wire: what a request asks for, and the forms in which rows are sent.
+//! What a request asks for about routed experts.
 
-use moetrail_engine::{EngineInfo, RowsError};
-use moetrail_routes::ExpertRows;
-use moetrail_routes::format::{ObjectRows, npy_base64};
-use serde::{Deserialize, Serialize};
+use moetrail_engine::EngineInfo;
+use moetrail_routes::format::Format;
+use serde::Deserialize;
 
 use crate::error::ApiError;
 
-/// The form in which rows are sent.
+/// The form in which rows are sent, and where.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RowsFormat {
-    /// `{"data","shape","start","dtype"}`.
-    Object,
-    /// Base64 of a whole `.npy` file, with the start beside it.
-    Npy,
+    /// In the choice (`sglang`'s own endpoint: in `meta_info`; `nemo` in chat: in the message).
+    InChoice(Format),
+    /// The object form in `nvext.routed_experts` of the body or of the final chunk (Dynamo).
+    Nvext,
 }
 
-/// Forms of the contract that this build does not speak yet.
-const LATER: [&str; 5] = ["sglang", "dynamo", "list", "nemo", "skyrl"];
-
 impl RowsFormat {
-    /// The form of that name, `None` if this build has none.
+    /// Names on the wire and on the command line.
+    const NAMES: [&str; 7] = ["object", "npy", "sglang", "dynamo", "list", "nemo", "skyrl"];
+
+    /// The form of that name.
     pub fn from_name(name: &str) -> Option<Self> {
-        match name {
-            "object" => Some(Self::Object),
-            "npy" => Some(Self::Npy),
-            _ => None,
+        if name == "dynamo" { Some(Self::Nvext) } else { Format::from_name(name).map(Self::InChoice) }
+    }
+
+    /// The encoding.
+    pub(crate) fn payload(self) -> Format {
+        match self {
+            Self::InChoice(format) => format,
+            Self::Nvext => Format::Object,
         }
     }
 
     /// Reads the name that a request gives.
     fn parse(name: &str) -> Result<Self, ApiError> {
         Self::from_name(name).ok_or_else(|| {
-            let what = if LATER.contains(&name) { "not supported yet" } else { "unknown" };
-            let message = format!("routed_experts_format {name:?} is {what}; use \"object\" or \"npy\"");
+            let message = format!("routed_experts_format {name:?} is unknown; it is one of {}", Self::NAMES.join(", "));
             ApiError::invalid("routed_experts_format", message)
         })
     }
@@ -56,8 +58,21 @@ pub(crate) struct NestedStart {
     pub(crate) routed_experts_prompt_start: Option<i64>,
 }
 
-const START: &str = "routed_experts_prompt_start";
-const NESTED_START: &str = "sampling_params.routed_experts_prompt_start";
+pub(crate) const START: &str = "routed_experts_prompt_start";
+pub(crate) const NESTED_START: &str = "sampling_params.routed_experts_prompt_start";
+
+/// What an endpoint brings to the fields of the top level.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct RowsDefaults {
+    /// The start under another name.
+    pub(crate) other_start: Option<(i64, &'static str)>,
+    /// The form where the request names none.
+    pub(crate) format: RowsFormat,
+    /// Whether something else asks for rows.
+    pub(crate) wanted: bool,
+    /// Whether the answer is streamed.
+    pub(crate) streamed: bool,
+}
 
 /// What a request asks for, checked as far as the request alone allows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,34 +82,49 @@ pub(crate) struct RowsAsk {
     start: Option<(i64, &'static str)>,
     /// The form of the reply.
     pub(crate) format: RowsFormat,
+    /// Whether each chunk carries its rows.
+    pub(crate) delta: bool,
 }
 
 impl RowsFields {
-    /// Puts the two places of the start together and reads the names.
-    pub(crate) fn resolve(&self, nested: NestedStart, default_format: RowsFormat) -> Result<RowsAsk, ApiError> {
-        let start = match (self.routed_experts_prompt_start, nested.routed_experts_prompt_start) {
-            (Some(top), Some(nested)) if top != nested => {
-                let message = format!("{START} is {top} at the top level and {nested} in sampling_params");
+    /// Puts the places of the start together and reads the names.
+    pub(crate) fn resolve(&self, defaults: RowsDefaults) -> Result<RowsAsk, ApiError> {
+        let start = match (self.routed_experts_prompt_start, defaults.other_start) {
+            (Some(top), Some((other, name))) if top != other => {
+                let message = format!("{START} is {top} at the top level, and {name} is {other}");
                 return Err(ApiError::invalid(START, message));
             }
             (Some(top), _) => Some((top, START)),
-            (None, Some(nested)) => Some((nested, NESTED_START)),
-            (None, None) => None,
+            (None, other) => other,
         };
-        let format = self.routed_experts_format.as_deref().map_or(Ok(default_format), RowsFormat::parse)?;
-        match self.routed_experts_stream.as_deref() {
-            None | Some("final") => {}
-            Some("delta") => {
-                let message = "routed_experts_stream \"delta\" is not supported yet; use \"final\"";
-                return Err(ApiError::invalid("routed_experts_stream", message));
-            }
+        let format = self.routed_experts_format.as_deref().map_or(Ok(defaults.format), RowsFormat::parse)?;
+        let asks_for_delta = match self.routed_experts_stream.as_deref() {
+            None | Some("final") => false,
+            Some("delta") => true,
             Some(other) => {
-                let message = format!("routed_experts_stream {other:?} is unknown; use \"final\"");
+                let message = format!("routed_experts_stream {other:?} is unknown; use \"final\" or \"delta\"");
                 return Err(ApiError::invalid("routed_experts_stream", message));
             }
+        };
+        if asks_for_delta && matches!(format.payload(), Format::Nemo | Format::Skyrl) {
+            let name = format.payload().name();
+            let message = format!("routed_experts_stream \"delta\" is not possible with {name}, which has no start");
+            return Err(ApiError::invalid("routed_experts_stream", message));
         }
-        Ok(RowsAsk { wanted: self.return_routed_experts, start, format })
+        let wanted = self.return_routed_experts.or(defaults.wanted.then_some(true));
+        // An answer in one piece has one delta: everything.
+        Ok(RowsAsk { wanted, start, format, delta: asks_for_delta && defaults.streamed })
     }
+}
+
+/// `nvext` has room for one choice's rows; the others' must not be lost in silence.
+pub(crate) fn check_nvext_has_one(rows: &RowsAsk, choices: usize, param: &str) -> Result<(), ApiError> {
+    let asked = rows.wanted.unwrap_or(rows.start.is_some());
+    if asked && rows.format == RowsFormat::Nvext && choices > 1 {
+        let message = format!("{param}: nvext.routed_experts holds the rows of one choice; the answer has {choices}");
+        return Err(ApiError::invalid(param, message));
+    }
+    Ok(())
 }
 
 impl RowsAsk {
@@ -107,97 +137,36 @@ impl RowsAsk {
             Some((start, param)) => {
                 usize::try_from(start).ok().filter(|start| *start <= prompt_len).ok_or_else(|| {
                     let range = format!("must be between 0 and the prompt length ({prompt_len}), inclusive");
-                    ApiError::invalid(param, format!("{START} {range}; it is {start}"))
+                    ApiError::invalid(param, format!("{param} {range}; it is {start}"))
                 })?
             }
         };
         let wanted = self.wanted.unwrap_or(self.start.is_some() || info.return_routed_experts);
+        let start_param = self.start.map_or(START, |(_, param)| param);
         if wanted && info.row_layout.is_none() {
-            let param =
-                if self.wanted.is_some() { "return_routed_experts" } else { self.start.map_or(START, |(_, p)| p) };
+            let param = if self.wanted.is_some() { "return_routed_experts" } else { start_param };
             let message = "routed experts were asked for, but this server does not capture them";
             return Err(ApiError::invalid(param, message));
+        }
+        if wanted {
+            let possible = self.format.payload().check_start(start);
+            possible.map_err(|error| ApiError::invalid(start_param, format!("{start_param}: {}", error.message())))?;
         }
         Ok(wanted.then_some(start))
     }
 }
 
-/// The fields of a choice about its rows. `routed_experts` comes first and, in the object form, `data` first in it:
-/// clients cut the bytes behind `"routed_experts":{"data":"` out of the raw body.
-#[derive(Debug, Default, Serialize)]
-pub(crate) struct RowsReply {
-    routed_experts: Option<Payload>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    routed_experts_start: Option<usize>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    routed_experts_error: Option<RowsErrorReply>,
-}
-
-#[derive(Debug, Serialize)]
-#[serde(untagged)]
-enum Payload {
-    Object(ObjectRows),
-    Npy(String),
-}
-
-#[derive(Debug, Serialize)]
-struct RowsErrorReply {
-    code: &'static str,
-    message: String,
-}
-
-impl RowsReply {
-    /// Writes the rows of a finished choice.
-    pub(crate) fn new(rows: Option<&Result<ExpertRows, RowsError>>, format: RowsFormat) -> Self {
-        match (rows, format) {
-            (None, _) => Self::default(),
-            (Some(Ok(rows)), RowsFormat::Object) => {
-                Self { routed_experts: Some(Payload::Object(rows.into())), ..Self::default() }
-            }
-            (Some(Ok(rows)), RowsFormat::Npy) => Self {
-                routed_experts: Some(Payload::Npy(npy_base64(rows))),
-                routed_experts_start: Some(rows.start()),
-                ..Self::default()
-            },
-            (Some(Err(error)), _) => Self::lost(error.code, error.message.clone()),
-        }
-    }
-
-    /// Writes the rows of all choices of one body. A client that cuts the first payload out of the raw body writes it
-    /// back to `choices[0]`, so where that one has lost its rows no other may have any.
-    pub(crate) fn all<'a>(
-        choices: impl Iterator<Item = Option<&'a Result<ExpertRows, RowsError>>>,
-        format: RowsFormat,
-    ) -> Vec<Self> {
-        let mut first_lost = false;
-        choices
-            .enumerate()
-            .map(|(index, rows)| match rows {
-                Some(Ok(_)) if first_lost => Self::lost("first_choice_lost", "choices[0] has no rows".into()),
-                rows => {
-                    first_lost |= index == 0 && !matches!(rows, Some(Ok(_)));
-                    Self::new(rows, format)
-                }
-            })
-            .collect()
-    }
-
-    fn lost(code: &'static str, message: String) -> Self {
-        Self { routed_experts_error: Some(RowsErrorReply { code, message }), ..Self::default() }
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use moetrail_routes::{ExpertDtype, RowLayout};
-
     use super::*;
     use crate::body::read;
     use crate::fixtures;
 
     fn ask(body: &str, nested: Option<i64>) -> Result<RowsAsk, ApiError> {
-        let nested = NestedStart { routed_experts_prompt_start: nested };
-        read::<RowsFields>(body.as_bytes())?.resolve(nested, RowsFormat::Object)
+        let other_start = nested.map(|start| (start, NESTED_START));
+        let format = RowsFormat::InChoice(Format::Object);
+        let defaults = RowsDefaults { other_start, format, wanted: false, streamed: true };
+        read::<RowsFields>(body.as_bytes())?.resolve(defaults)
     }
 
     fn start(body: &str, nested: Option<i64>, info: &EngineInfo) -> Result<Option<usize>, ApiError> {
@@ -245,18 +214,36 @@ mod tests {
         refused(start("{}", Some(6), &info), NESTED_START, "it is 6");
         let unwanted = r#"{"return_routed_experts":false,"routed_experts_prompt_start":-2}"#;
         refused(start(unwanted, None, &info), START, "it is -2");
-        refused(start(r#"{"routed_experts_prompt_start":1}"#, Some(2), &info), START, "1 at the top level and 2");
+        refused(
+            start(r#"{"routed_experts_prompt_start":1}"#, Some(2), &info),
+            START,
+            "1 at the top level, and sampling_params.routed_experts_prompt_start is 2",
+        );
     }
 
     #[test]
     fn names_and_flags_are_strict() {
         refused(ask(r#"{"return_routed_experts":1}"#, None), "return_routed_experts", "integer `1`");
-        refused(ask(r#"{"routed_experts_format":"nemo"}"#, None), "routed_experts_format", "not supported yet");
         refused(ask(r#"{"routed_experts_format":"xml"}"#, None), "routed_experts_format", "\"xml\" is unknown");
-        refused(ask(r#"{"routed_experts_stream":"delta"}"#, None), "routed_experts_stream", "not supported yet");
+        for format in ["nemo", "skyrl"] {
+            let body = format!(r#"{{"routed_experts_stream":"delta","routed_experts_format":"{format}"}}"#);
+            refused(ask(&body, None), "routed_experts_stream", "has no start");
+        }
+        assert_eq!(ask(r#"{"routed_experts_stream":"delta"}"#, None).map(|ask| ask.delta), Ok(true));
         refused(ask(r#"{"routed_experts_stream":"x"}"#, None), "routed_experts_stream", "\"x\" is unknown");
         let ask = ask(r#"{"routed_experts_format":"npy","routed_experts_stream":"final"}"#, None).expect("valid");
-        assert_eq!(ask.format, RowsFormat::Npy);
+        assert_eq!((ask.format, ask.delta), (RowsFormat::InChoice(Format::Npy), false));
+        for name in RowsFormat::NAMES {
+            assert!(RowsFormat::from_name(name).is_some(), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_form_without_a_start_takes_none() {
+        let info = fixtures::info();
+        let nemo = |start: i64| format!(r#"{{"routed_experts_format":"nemo","routed_experts_prompt_start":{start}}}"#);
+        assert_eq!(start(&nemo(0), None, &info), Ok(Some(0)));
+        refused(start(&nemo(1), None, &info), START, "its rows begin at 0");
     }
 
     #[test]
@@ -266,43 +253,5 @@ mod tests {
         refused(start(r#"{"routed_experts_prompt_start":1}"#, None, &off), START, "does not capture");
         refused(start("{}", Some(1), &off), NESTED_START, "does not capture");
         assert_eq!(start(r#"{"return_routed_experts":false,"routed_experts_prompt_start":1}"#, None, &off), Ok(None));
-    }
-
-    fn rows() -> Result<ExpertRows, RowsError> {
-        let layout = RowLayout { num_layers: 1, top_k: 2, dtype: ExpertDtype::U8 };
-        Ok(ExpertRows::new(3, layout, vec![1, 2, 255, 0]).expect("whole rows"))
-    }
-
-    fn json(reply: &RowsReply) -> String {
-        serde_json::to_string(reply).expect("serialises")
-    }
-
-    #[test]
-    fn the_object_begins_with_the_bytes_that_clients_look_for() {
-        let reply = json(&RowsReply::new(Some(&rows()), RowsFormat::Object));
-        let expect = r#"{"routed_experts":{"data":"AQL/AA==","shape":[2,1,2],"start":3,"dtype":"uint8"}}"#;
-        assert_eq!(reply, expect);
-        assert_eq!(json(&RowsReply::new(None, RowsFormat::Object)), r#"{"routed_experts":null}"#);
-    }
-
-    #[test]
-    fn npy_has_its_start_beside_it() {
-        let reply = json(&RowsReply::new(Some(&rows()), RowsFormat::Npy));
-        assert!(reply.starts_with(r#"{"routed_experts":"k05VTVBZ"#), "{reply}");
-        assert!(reply.ends_with(r#"","routed_experts_start":3}"#), "{reply}");
-    }
-
-    #[test]
-    fn if_the_first_choice_lost_its_rows_no_other_has_any() {
-        let lost: Result<ExpertRows, RowsError> =
-            Err(RowsError { code: "generation_mismatch", message: "block 3".into() });
-        let replies = RowsReply::all([Some(&lost), Some(&rows())].into_iter(), RowsFormat::Object);
-        let expect =
-            r#"{"routed_experts":null,"routed_experts_error":{"code":"generation_mismatch","message":"block 3"}}"#;
-        assert_eq!(json(&replies[0]), expect);
-        assert!(json(&replies[1]).starts_with(r#"{"routed_experts":null,"routed_experts_error":{"#));
-        let replies = RowsReply::all([Some(&rows()), Some(&lost)].into_iter(), RowsFormat::Object);
-        assert!(json(&replies[0]).contains("\"data\""));
-        assert!(json(&replies[1]).starts_with(r#"{"routed_experts":null"#));
     }
 }

@@ -63,8 +63,6 @@ unsupported! {
         audio: never,
         web_search_options: never,
         chat_template: never,
-        nvext: is_empty,
-        routed_experts_replay: never,
         ec_transfer_params: never,
     }
 }
@@ -75,9 +73,25 @@ unsupported! {
         features: never,
         content_parts: is_empty,
         nvext: is_empty,
-        routed_experts_replay: never,
         ec_transfer_params: never,
         parse_context: never,
+    }
+}
+
+unsupported! {
+    /// Settings at the top level of SGLang's `/generate`.
+    UnsupportedSglang {
+        input_embeds: never,
+        image_data: never,
+        video_data: never,
+        audio_data: never,
+        lora_path: never,
+        session_params: never,
+        return_hidden_states: is_false,
+        return_indexer_topk: is_false,
+        token_ids_logprob: never,
+        custom_logit_processor: never,
+        bootstrap_host: never,
     }
 }
 
@@ -147,8 +161,6 @@ mod tests {
         check(r#"{"response_format":{"type":"json_object"}}"#, Some("response_format"));
         check(r#"{"use_beam_search":true}"#, Some("use_beam_search"));
         check(r#"{"guided_json":{"type":"object"}}"#, Some("guided_json"));
-        check(r#"{"nvext":{"routed_experts_prompt_start":3}}"#, Some("nvext"));
-        check(r#"{"routed_experts_replay":{}}"#, Some("routed_experts_replay"));
     }
 
     #[test]

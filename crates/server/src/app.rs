@@ -15,7 +15,7 @@ use crate::access::observe;
 use crate::auth::require_key;
 use crate::rejection::Rejection;
 use crate::state::AppState;
-use crate::{generation, meta};
+use crate::{control, generation, meta};
 
 /// The whole server as a service, for a listener or for a test.
 pub fn app(state: AppState) -> Router {
@@ -26,6 +26,17 @@ pub fn app(state: AppState) -> Router {
         .route("/v1/completions", post(generation::completions))
         .route("/v1/chat/completions", post(generation::chat))
         .route("/inference/v1/generate", post(generation::tokens))
+        .route("/generate", post(generation::sglang).put(generation::sglang))
+        .route("/inference/v1/abort_requests", post(control::abort_requests))
+        .route("/abort_requests", post(control::abort_requests))
+        .route("/pause", post(control::pause))
+        .route("/resume", post(control::resume))
+        .route("/is_paused", get(control::is_paused))
+        .route("/reset_prefix_cache", post(control::reset_cache))
+        .route("/flush_cache", get(control::reset_cache).post(control::reset_cache))
+        .route("/update_weights", post(control::update_weights))
+        .route("/server_info", get(control::info))
+        .route("/get_server_info", get(control::info))
         .route("/tokenize", post(meta::tokenize))
         .route("/detokenize", post(meta::detokenize))
         .route_layer(from_fn_with_state(state.clone(), require_key));
@@ -33,6 +44,7 @@ pub fn app(state: AppState) -> Router {
         .route("/health", get(meta::health))
         .route("/ping", get(meta::health).post(meta::health))
         .route("/version", get(meta::version))
+        .route("/openapi.json", get(meta::openapi))
         .route("/metrics", get(meta::metrics));
     // From the inside out: the last layer sees a request first.
     with_key

@@ -43,6 +43,14 @@ pub(crate) async fn tokens(
     generate(Dialect::Generate, state, id, body).await
 }
 
+pub(crate) async fn sglang(
+    State(state): State<AppState>,
+    Extension(id): Extension<RequestId>,
+    RawBody(body): RawBody,
+) -> Result<Response, Rejection> {
+    generate(Dialect::Sglang, state, id, body).await
+}
+
 /// A request that runs: its answer, and the events of each prompt.
 pub(crate) struct Running {
     pub(crate) accepted: Accepted,
@@ -53,7 +61,9 @@ async fn generate(dialect: Dialect, state: AppState, id: RequestId, body: Bytes)
     let large = body.len() > LARGE_BODY;
     let engine = state.engine().clone();
     let accepted = off_the_workers_if(large, move || {
+        let weight_version = state.engine().weight_version();
         let context = RequestContext {
+            weight_version: &weight_version,
             info: state.info(),
             defaults: state.defaults(),
             rows_format: state.rows_format(),

@@ -9,6 +9,7 @@ mod access;
 mod app;
 mod auth;
 mod body;
+mod control;
 mod generation;
 mod meta;
 mod metrics;

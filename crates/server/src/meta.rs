@@ -18,6 +18,10 @@ pub(crate) async fn version() -> Response {
     json(StatusCode::OK, moetrail_api::version())
 }
 
+pub(crate) async fn openapi() -> Response {
+    json(StatusCode::OK, moetrail_api::openapi())
+}
+
 pub(crate) async fn models(State(state): State<AppState>) -> Response {
     json(StatusCode::OK, moetrail_api::model_list(state.info()))
 }

@@ -1,0 +1,143 @@
+//! SGLang's `/generate`: reading the request.
+
+use std::sync::Arc;
+
+use moetrail_routes::format::Format;
+use serde::Deserialize;
+
+use crate::accept::{Accepted, Common, RequestContext, room};
+use crate::body::{Object, read};
+use crate::error::ApiError;
+use crate::prompt::PromptField;
+use crate::rows::{RowsDefaults, RowsFields, RowsFormat};
+use crate::sampling::{DefaultSampling, Range, SamplingFields};
+use crate::sglang_reply::{Scores, SglangReply};
+use crate::stream_options::StreamFields;
+use crate::unsupported::{UnsupportedSampling, UnsupportedSglang};
+
+const PREFIX: &str = "sampling_params.";
+
+/// SGLang's default of `max_new_tokens`.
+const DEFAULT_MAX_NEW_TOKENS: usize = 128;
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+struct SglangFields {
+    text: Option<PromptField>,
+    input_ids: Option<PromptField>,
+    rid: Option<String>,
+    return_logprob: Option<bool>,
+    logprob_start_len: Option<i64>,
+    top_logprobs_num: Option<i64>,
+    return_text_in_logprobs: Option<bool>,
+    routed_experts_start_len: Option<i64>,
+    sampling_params: Option<Object<SamplingFields>>,
+}
+
+/// The settings that SGLang spells its own way.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+struct Nested {
+    sampling_params: Option<Object<OwnNames>>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+struct OwnNames {
+    max_new_tokens: Option<i64>,
+    min_new_tokens: Option<i64>,
+    sampling_seed: Option<i64>,
+    no_stop_trim: Option<bool>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+struct NestedUnsupported {
+    sampling_params: Option<Object<UnsupportedSampling>>,
+}
+
+pub(crate) fn accept(body: &[u8], context: &RequestContext<'_>) -> Result<Accepted, ApiError> {
+    let info = context.info;
+    let fields: SglangFields = read(body)?;
+    let common = Common::read(body, context, "")?.named(fields.rid.as_deref());
+    read::<UnsupportedSglang>(body)?.check("")?;
+    read::<NestedUnsupported>(body)?.sampling_params.unwrap_or_default().0.check(PREFIX)?;
+    let streaming = read::<StreamFields>(body)?.resolve()?;
+    let rows = read::<RowsFields>(body)?.resolve(RowsDefaults {
+        other_start: fields.routed_experts_start_len.map(|start| (start, "routed_experts_start_len")),
+        format: context.rows_format.unwrap_or(RowsFormat::InChoice(Format::Sglang)),
+        wanted: false,
+        streamed: streaming.enabled,
+    })?;
+    let own = read::<Nested>(body)?.sampling_params.unwrap_or_default().0;
+    let settings = fields.sampling_params.unwrap_or_default().0;
+    // As in SGLang, the checkpoint's sampling defaults do not reach this endpoint.
+    let mut sampling = settings.resolve(PREFIX, &DefaultSampling::default())?;
+    let range = Range { prefix: PREFIX };
+    sampling.min_tokens = range.count("min_new_tokens", own.min_new_tokens, 0)?.unwrap_or(sampling.min_tokens);
+    sampling.seed = own.sampling_seed.map(i64::cast_unsigned).or(sampling.seed);
+    sampling.include_stop_str_in_output |= own.no_stop_trim.unwrap_or(false);
+    sampling.detokenize = info.tokenizer.is_some();
+    let max_tokens = range.count("max_new_tokens", own.max_new_tokens, 0)?;
+    let top = Range { prefix: "" }.count("top_logprobs_num", fields.top_logprobs_num, 0)?.unwrap_or(0);
+    let with_logprobs = fields.return_logprob.unwrap_or(false);
+    sampling.logprobs = with_logprobs.then_some(top);
+
+    let (prompts, several) = prompts(fields.text, fields.input_ids, info)?;
+    let requests = prompts
+        .iter()
+        .enumerate()
+        .map(|(index, prompt)| {
+            let mut sampling = sampling.clone();
+            sampling.max_tokens = max_tokens.unwrap_or(DEFAULT_MAX_NEW_TOKENS.min(room(info, prompt.len())));
+            // Scores of the prompt begin where they are asked for; by default none are.
+            let scored = with_logprobs && fields.logprob_start_len.is_some_and(|start| start >= 0);
+            sampling.prompt_logprobs = scored.then_some(top);
+            let spell = |param: &str| match param {
+                "prompt" if several => format!("input_ids[{index}]"),
+                "prompt" => "input_ids".to_owned(),
+                "logprobs" | "prompt_logprobs" => "top_logprobs_num".to_owned(),
+                "max_tokens" => format!("{PREFIX}max_new_tokens"),
+                "min_tokens" => format!("{PREFIX}min_new_tokens"),
+                param => format!("{PREFIX}{param}"),
+            };
+            common.request(prompt.clone(), sampling, &rows, info, spell)
+        })
+        .collect::<Result<_, _>>()?;
+    let scores = Scores {
+        prompt_start: fields.logprob_start_len.and_then(|start| usize::try_from(start).ok()),
+        with_text: fields.return_text_in_logprobs.unwrap_or(false),
+        top: top > 0,
+    };
+    let head = common.into_head(context, streaming, &rows, prompts, &sampling);
+    let reply = Box::new(SglangReply::new(head, several, scores, context.weight_version));
+    Ok(Accepted { requests, stream: streaming.enabled, reply })
+}
+
+/// The prompts' ids, and whether they came as a list.
+fn prompts(
+    text: Option<PromptField>,
+    input_ids: Option<PromptField>,
+    info: &moetrail_engine::EngineInfo,
+) -> Result<(Vec<Arc<[u32]>>, bool), ApiError> {
+    match (text, input_ids) {
+        (Some(_), Some(_)) => Err(ApiError::invalid("input_ids", "text and input_ids are both given")),
+        (None, None) => Err(ApiError::invalid("input_ids", "neither text nor input_ids is given")),
+        (Some(PromptField::Texts(texts)), None) => {
+            let Some(tokenizer) = &info.tokenizer else {
+                return Err(ApiError::invalid("text", "the checkpoint has no tokenizer; send input_ids"));
+            };
+            let encode = |text: &String| tokenizer.encode(text, true).map(Into::into);
+            let prompts = texts.iter().map(encode).collect::<Result<Vec<Arc<[u32]>>, _>>();
+            let prompts = prompts.map_err(|error| ApiError::invalid("text", error.to_string()))?;
+            let several = prompts.len() > 1;
+            Ok((prompts, several))
+        }
+        (None, Some(PromptField::Ids(lists))) => {
+            let several = lists.len() != 1;
+            Ok((lists.into_iter().map(Into::into).collect(), several))
+        }
+        (Some(_), None) => Err(ApiError::invalid("text", "text is a string or a list of strings")),
+        (None, Some(_)) => Err(ApiError::invalid("input_ids", "input_ids is a list of token ids or of such lists")),
+    }
+}
