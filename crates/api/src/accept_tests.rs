@@ -7,7 +7,7 @@ use crate::error::ApiError;
 use crate::fixtures;
 use crate::rows::RowsFormat;
 use crate::sampling::DefaultSampling;
-use Dialect::{Chat, Completions, Generate};
+use Dialect::{Chat, Completions, Generate, Sglang};
 
 fn read_with(
     dialect: Dialect,
@@ -191,6 +191,50 @@ fn faults_of_generate_are_named_where_they_are() {
     refused(Generate, &nested(r#""routed_experts_prompt_start":true"#), start, "boolean `true`");
     refused(Generate, r#"{"token_ids":[1],"features":{}}"#, "features", "not supported");
     refused(Generate, r#"{"token_ids":[1],"output_mode":"derender"}"#, "output_mode", "\"derender\"");
+}
+
+#[test]
+fn given_routing_must_fit_the_prompt() {
+    let body = |start: usize| {
+        format!(r#"{{"token_ids":[1,2],"routed_experts_replay":{{"data":"AQI=","shape":[1,1,2],"start":{start}}}}}"#)
+    };
+    let request = one(Generate, &body(1));
+    assert_eq!(request.routed_experts_replay.map(|rows| (rows.span().start, rows.span().end)), Some((1, 2)));
+    refused(Generate, &body(2), "routed_experts_replay", "rows [2, 3), the prompt has 2 tokens");
+    let text = body(1).replace(r#""token_ids":[1,2]"#, r#""input_ids":[1]"#);
+    refused(Sglang, &text, "routed_experts_replay", "the prompt has 1 tokens");
+}
+
+#[test]
+fn sglang_s_names_are_read() {
+    let request = one(
+        Sglang,
+        r#"{"input_ids":[1,2],"rid":"r","routed_experts_start_len":1,"return_logprob":true,"top_logprobs_num":2,
+            "sampling_params":{"max_new_tokens":3,"min_new_tokens":1,"sampling_seed":-1,"top_k":-1,"temperature":0}}"#,
+    );
+    assert_eq!(
+        (request.sampling.max_tokens, request.sampling.min_tokens, request.sampling.seed),
+        (3, 1, Some(u64::MAX))
+    );
+    assert_eq!((request.sampling.logprobs, request.sampling.prompt_logprobs), (Some(2), None));
+    assert_eq!((request.routed_experts_start, request.names), (Some(1), vec!["r".to_owned()]));
+    let scored = one(Sglang, r#"{"text":"a b","return_logprob":true,"logprob_start_len":0}"#);
+    assert_eq!((&*scored.prompt, scored.sampling.prompt_logprobs), (&[1, 2][..], Some(0)));
+    let accepted = read(Sglang, r#"{"text":["a","b"]}"#).unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(accepted.requests.len(), 2);
+    refused(Sglang, "{}", "input_ids", "neither text nor input_ids");
+    refused(Sglang, r#"{"text":"a","input_ids":[1]}"#, "input_ids", "both given");
+    refused(Sglang, r#"{"input_ids":"a"}"#, "input_ids", "a list of token ids");
+    refused(Sglang, r#"{"input_ids":[1],"routed_experts_start_len":2}"#, "routed_experts_start_len", "it is 2");
+    refused(
+        Sglang,
+        r#"{"input_ids":[1],"sampling_params":{"max_new_tokens":-1}}"#,
+        "sampling_params.max_new_tokens",
+        "-1",
+    );
+    refused(Sglang, r#"{"input_ids":[1],"sampling_params":{"temperature":-1}}"#, "sampling_params.temperature", "-1");
+    refused(Sglang, r#"{"input_ids":[1],"top_logprobs_num":9,"return_logprob":true}"#, "top_logprobs_num", "9");
+    refused(Sglang, r#"{"input_ids":[1],"image_data":"x"}"#, "image_data", "not supported");
 }
 
 #[test]

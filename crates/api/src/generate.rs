@@ -75,6 +75,7 @@ pub(crate) fn accept(body: &[u8], context: &RequestContext<'_>) -> Result<Accept
 
     let spell = |param: &str| match param {
         "prompt" => "token_ids".to_owned(),
+        "routed_experts_replay" => param.to_owned(),
         param => format!("{PREFIX}{param}"),
     };
     let request = common.request(prompt.into(), sampling, &rows, info, spell)?;

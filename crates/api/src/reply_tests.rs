@@ -1,16 +1,18 @@
 //! What answers look like, endpoint by endpoint.
 
 use moetrail_engine::{
-    ChoiceDelta, Event, Finish, FinishReason, PromptOutput, RequestError, RowsError, StopReason, TokenLogprobs,
+    ChoiceDelta, Event, Finish, FinishReason, PromptOutput, ReplayStats, RequestError, RowsError, StopReason,
+    TokenLogprobs,
 };
-use moetrail_routes::{ExpertDtype, ExpertRows, RowLayout};
+use moetrail_routes::format::Import;
+use moetrail_routes::{ExpertDtype, ExpertRows, RowLayout, TokenSpan};
 use serde_json::{Value, json};
 
 use crate::accept::{Dialect, Reply, RequestContext, accept};
 use crate::fixtures;
 use crate::output::RequestOutput;
 use crate::sampling::DefaultSampling;
-use Dialect::{Chat, Completions, Generate};
+use Dialect::{Chat, Completions, Generate, Sglang};
 
 fn reply(dialect: Dialect, body: &str) -> Box<dyn Reply> {
     let (info, defaults) = (fixtures::info(), DefaultSampling::default());
@@ -234,4 +236,115 @@ fn a_failure_is_told_by_the_output() {
     let error = output.push(failed).expect_err("a failure");
     assert_eq!((error.status, error.kind()), (500, "InternalServerError"));
     assert!(error.message.contains("position 4"), "{error}");
+}
+
+/// Where a reply or a chunk has its payload.
+fn payload(value: &Value) -> Option<&Value> {
+    let places = [
+        &value["choices"][0]["routed_experts"],
+        &value["choices"][0]["message"]["routed_experts"],
+        &value["choices"][0]["delta"]["routed_experts"],
+        &value["nvext"]["routed_experts"],
+        &value["meta_info"]["routed_experts"],
+    ];
+    places.into_iter().find(|place| !place.is_null())
+}
+
+fn start_beside(value: &Value) -> Option<usize> {
+    let start = value["choices"][0]["routed_experts_start"].as_u64();
+    start.or(value["meta_info"]["routed_experts_start_len"].as_u64()).map(|start| start as usize)
+}
+
+/// Every form, in a body, at the end of a stream and in the deltas of one, is read back as the rows that were sent.
+#[test]
+fn every_form_comes_back_from_every_endpoint() {
+    let requests = [
+        (Completions, r#""prompt":[1,2]"#),
+        (Chat, r#""messages":[{"role":"user","content":"a"}]"#),
+        (Generate, r#""token_ids":[1,2]"#),
+        (Sglang, r#""input_ids":[1,2]"#),
+    ];
+    for (dialect, prompt) in requests {
+        for format in ["object", "npy", "sglang", "dynamo", "list", "nemo", "skyrl"] {
+            if (dialect, format) == (Sglang, "dynamo") {
+                // This endpoint has one place for rows.
+                continue;
+            }
+            let request = |more: &str| {
+                format!(r#"{{{prompt},"return_routed_experts":true,"routed_experts_format":"{format}"{more}}}"#)
+            };
+            let read = |value: &Value, count: usize| {
+                let hints = Import {
+                    start: start_beside(value),
+                    shape: Some([count, 1, 2]),
+                    bare_skyrl: true,
+                    ..Import::default()
+                };
+                let found = payload(value).unwrap_or_else(|| panic!("{dialect:?} {format}: {value}"));
+                hints.read(found).expect("it is read").expect("rows")
+            };
+            let whole = rows(0, 3).expect("rows").expect("not lost");
+            let (_, value) = body(dialect, &request(""), vec![output(1, events(0, rows(0, 3)))]);
+            assert_eq!(read(&value, 3), whole, "{dialect:?} {format}");
+            let all: Vec<(usize, Event)> = events(0, rows(0, 3)).into_iter().map(|event| (0, event)).collect();
+            let streamed = chunks(dialect, &request(r#","stream":true"#), all);
+            let with_rows: Vec<&Value> = streamed.iter().filter(|chunk| payload(chunk).is_some()).collect();
+            assert_eq!(with_rows.len(), 1);
+            assert_eq!(read(with_rows[0], 3), whole, "{dialect:?} {format} streamed");
+            if matches!(format, "nemo" | "skyrl") {
+                continue;
+            }
+            let mut deltas = events(0, Some(Ok(whole.slice(TokenSpan::new(2, 3)))));
+            if let Event::Choice(first) = &mut deltas[0] {
+                first.routed_experts = Some(whole.slice(TokenSpan::new(0, 2)));
+            }
+            let deltas = deltas.into_iter().map(|event| (0, event)).collect();
+            let streamed = chunks(dialect, &request(r#","stream":true,"routed_experts_stream":"delta""#), deltas);
+            let with_rows: Vec<&Value> = streamed.iter().filter(|chunk| payload(chunk).is_some()).collect();
+            assert_eq!(with_rows.len(), 2);
+            let parts = [read(with_rows[0], 2), read(with_rows[1], 1)];
+            assert_eq!((parts[0].start(), parts[1].start()), (0, 2), "{dialect:?} {format} in deltas");
+            assert_eq!([parts[0].data(), parts[1].data()].concat(), whole.data());
+        }
+    }
+}
+
+#[test]
+fn sglang_s_answer_has_its_meta_info() {
+    let request = r#"{"input_ids":[1,2],"rid":"r","return_logprob":true,"top_logprobs_num":1,"logprob_start_len":1,
+        "return_text_in_logprobs":true,"routed_experts_start_len":1}"#;
+    let (_, value) = body(Sglang, request, vec![output(1, [vec![prompt(1)], events(0, rows(1, 2))].concat())]);
+    assert_eq!((&value["text"], &value["output_ids"]), (&json!("a b"), &json!([1, 2])));
+    let meta = &value["meta_info"];
+    assert_eq!((&meta["id"], &meta["weight_version"]), (&json!("r"), &json!("3")));
+    assert_eq!(meta["finish_reason"], json!({"type": "stop", "matched": "x"}));
+    assert_eq!(meta["routed_experts_start_len"], 1);
+    assert_eq!(meta["routed_experts"], "AAAAAAEAAAACAAAAAwAAAA==");
+    assert_eq!((&meta["prompt_tokens"], &meta["completion_tokens"]), (&json!(2), &json!(2)));
+    assert_eq!(meta["output_token_logprobs"], json!([[-0.5, 1, "a"], [-0.5, 2, "b"]]));
+    assert_eq!(meta["output_top_logprobs"], json!([[[-0.5, 1, "a"]], [[-0.5, 2, "b"]]]));
+    assert_eq!(meta["input_token_logprobs"], json!([[-0.25, 2, "b"]]));
+    // Streams repeat what was said, and several prompts give a list.
+    let all = events(0, None).into_iter().map(|event| (0, event)).collect();
+    let texts: Vec<Value> =
+        chunks(Sglang, r#"{"input_ids":[1,2],"stream":true}"#, all).iter().map(|chunk| chunk["text"].clone()).collect();
+    assert_eq!(texts, ["a", "a b"]);
+    let two = vec![output(1, events(0, None)), output(1, events(0, None))];
+    let (_, value) = body(Sglang, r#"{"input_ids":[[1,2],[1]]}"#, two);
+    assert_eq!((value[1]["index"].as_u64(), &value[1]["output_ids"]), (Some(1), &json!([1, 2])));
+}
+
+#[test]
+fn replay_is_summed_up_for_the_whole_answer() {
+    let stats = ReplayStats { rows: 1, cells: 2, cells_changed: 1 };
+    let replayed = Event::Prompt(PromptOutput { replay_stats: Some(stats), ..PromptOutput::default() });
+    let one = || output(1, [vec![replayed.clone()], events(0, None)].concat());
+    let (_, value) = body(Generate, r#"{"token_ids":[1,2]}"#, vec![one()]);
+    assert_eq!(value["routed_experts_replay_stats"], json!({"rows": 1, "cells": 2, "cells_changed": 1}));
+    let (_, value) = body(Completions, r#"{"prompt":["a","b"]}"#, vec![one(), one()]);
+    assert_eq!(value["routed_experts_replay_stats"], json!({"rows": 2, "cells": 4, "cells_changed": 2}));
+    let all = [vec![replayed.clone()], events(0, None)].concat().into_iter().map(|event| (0, event)).collect();
+    let streamed = chunks(Generate, r#"{"token_ids":[1,2],"stream":true}"#, all);
+    assert_eq!(streamed[0]["routed_experts_replay_stats"]["cells"], 2);
+    assert!(streamed[1].get("routed_experts_replay_stats").is_none());
 }

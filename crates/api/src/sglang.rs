@@ -96,6 +96,7 @@ pub(crate) fn accept(body: &[u8], context: &RequestContext<'_>) -> Result<Accept
             let spell = |param: &str| match param {
                 "prompt" if several => format!("input_ids[{index}]"),
                 "prompt" => "input_ids".to_owned(),
+                "routed_experts_replay" => param.to_owned(),
                 "logprobs" | "prompt_logprobs" => "top_logprobs_num".to_owned(),
                 "max_tokens" => format!("{PREFIX}max_new_tokens"),
                 "min_tokens" => format!("{PREFIX}min_new_tokens"),
