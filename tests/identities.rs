@@ -54,21 +54,13 @@ fn routes(args: &[&str], input: &Value) -> Value {
 
 /// Rows of consecutive payloads as one, by their own starts.
 fn join(parts: &[Value]) -> Value {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let file = folder.path().join("joined.json");
     let merge = |joined: Value, next: &Value| {
-        let file = tempfile(&joined);
-        routes(&["merge", &file, "-", "--overlap", "strict"], next)
+        std::fs::write(&file, joined.to_string()).expect("it can be written");
+        routes(&["merge", file.to_str().expect("UTF-8"), "-", "--overlap", "strict"], next)
     };
     parts.iter().skip(1).fold(parts[0].clone(), merge)
-}
-
-/// A file that holds a payload; left to the system to clean up.
-fn tempfile(payload: &Value) -> String {
-    use std::sync::atomic::{AtomicUsize, Ordering};
-    static COUNT: AtomicUsize = AtomicUsize::new(0);
-    let name = format!("moetrail-{}-{}.json", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-    let path = std::env::temp_dir().join(name);
-    std::fs::write(&path, payload.to_string()).expect("it can be written");
-    path.to_string_lossy().into_owned()
 }
 
 #[test]

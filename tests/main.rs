@@ -7,5 +7,6 @@ mod identities;
 mod parity;
 mod pressure;
 mod process;
+mod routes;
 mod serve;
 mod support;

@@ -2,5 +2,6 @@
 
 mod answers;
 mod connections;
+mod control;
 mod refusals;
 mod support;
