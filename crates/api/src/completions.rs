@@ -11,7 +11,7 @@ use crate::body::read;
 use crate::completion_reply::CompletionReply;
 use crate::error::ApiError;
 use crate::nvext::Nvext;
-use crate::prompt::PromptField;
+use crate::prompt::{PromptField, Prompts};
 use crate::rows::{RowsDefaults, RowsFields, RowsFormat, check_nvext_has_one};
 use crate::sampling::{Range, SamplingFields};
 use crate::stream_options::{StreamFields, Streaming};
@@ -101,8 +101,8 @@ fn tokenize(
     skip_special_tokens: bool,
     info: &EngineInfo,
 ) -> Result<Vec<Prompt>, ApiError> {
-    match given {
-        PromptField::Texts(texts) => texts
+    match given.into_prompts() {
+        Prompts::Texts(texts) => texts
             .into_iter()
             .map(|text| {
                 let Some(tokenizer) = &info.tokenizer else {
@@ -112,7 +112,7 @@ fn tokenize(
                 Ok(Prompt { ids: tokenizer.encode(&text, add_special_tokens)?.into(), text })
             })
             .collect(),
-        PromptField::Ids(lists) => Ok(lists
+        Prompts::Ids(lists) => Ok(lists
             .into_iter()
             .map(|ids| {
                 let text = info.tokenizer.as_ref().map(|tokenizer| tokenizer.decode(&ids, skip_special_tokens));

@@ -8,9 +8,36 @@ use serde::de::{Deserializer, Error, SeqAccess, Visitor};
 /// What `prompt` may be.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum PromptField {
-    /// One or several texts.
+    /// A text.
+    Text(String),
+    /// A list of texts.
     Texts(Vec<String>),
-    /// One or several lists of token ids.
+    /// A list of token ids.
+    Ids(Vec<u32>),
+    /// A list of such lists.
+    Lists(Vec<Vec<u32>>),
+}
+
+impl PromptField {
+    /// Whether several prompts are possible, be it one.
+    pub(crate) fn is_list(&self) -> bool {
+        matches!(self, Self::Texts(_) | Self::Lists(_))
+    }
+
+    /// The texts, or the token ids.
+    pub(crate) fn into_prompts(self) -> Prompts {
+        match self {
+            Self::Text(text) => Prompts::Texts(vec![text]),
+            Self::Texts(texts) => Prompts::Texts(texts),
+            Self::Ids(ids) => Prompts::Ids(vec![ids]),
+            Self::Lists(lists) => Prompts::Ids(lists),
+        }
+    }
+}
+
+/// One or several prompts.
+pub(crate) enum Prompts {
+    Texts(Vec<String>),
     Ids(Vec<Vec<u32>>),
 }
 
@@ -33,7 +60,7 @@ impl<'de> Deserialize<'de> for PromptField {
             }
 
             fn visit_str<E>(self, text: &str) -> Result<PromptField, E> {
-                Ok(PromptField::Texts(vec![text.to_owned()]))
+                Ok(PromptField::Text(text.to_owned()))
             }
 
             fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<PromptField, A::Error> {
@@ -52,9 +79,9 @@ impl<'de> Deserialize<'de> for PromptField {
                 Ok(if !texts.is_empty() {
                     PromptField::Texts(texts)
                 } else if !lists.is_empty() {
-                    PromptField::Ids(lists)
+                    PromptField::Lists(lists)
                 } else {
-                    PromptField::Ids(vec![ids])
+                    PromptField::Ids(ids)
                 })
             }
         }
@@ -116,11 +143,12 @@ mod tests {
     #[test]
     fn every_form_is_understood() {
         let texts = |texts: &[&str]| PromptField::Texts(texts.iter().map(|text| text.to_string()).collect());
-        assert_eq!(prompt(r#""a""#), Ok(texts(&["a"])));
+        assert_eq!(prompt(r#""a""#), Ok(PromptField::Text("a".into())));
+        assert_eq!(prompt(r#"["a"]"#), Ok(texts(&["a"])));
         assert_eq!(prompt(r#"["a","b"]"#), Ok(texts(&["a", "b"])));
-        assert_eq!(prompt("[1,2]"), Ok(PromptField::Ids(vec![vec![1, 2]])));
-        assert_eq!(prompt("[[1],[2,3]]"), Ok(PromptField::Ids(vec![vec![1], vec![2, 3]])));
-        assert_eq!(prompt("[]"), Ok(PromptField::Ids(vec![vec![]])));
+        assert_eq!(prompt("[1,2]"), Ok(PromptField::Ids(vec![1, 2])));
+        assert_eq!(prompt("[[1],[2,3]]"), Ok(PromptField::Lists(vec![vec![1], vec![2, 3]])));
+        assert_eq!(prompt("[]"), Ok(PromptField::Ids(vec![])));
     }
 
     #[test]

@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 
+use moetrail_engine::EngineInfo;
 use moetrail_routes::format::Format;
 use serde::Deserialize;
 
 use crate::accept::{Accepted, Common, RequestContext, room};
 use crate::body::{Object, read};
 use crate::error::ApiError;
-use crate::prompt::PromptField;
+use crate::prompt::{PromptField, Prompts};
 use crate::rows::{RowsDefaults, RowsFields, RowsFormat};
 use crate::sampling::{DefaultSampling, Range, SamplingFields};
 use crate::sglang_reply::{Scores, SglangReply};
@@ -83,7 +84,9 @@ pub(crate) fn accept(body: &[u8], context: &RequestContext<'_>) -> Result<Accept
     let with_logprobs = fields.return_logprob.unwrap_or(false);
     sampling.logprobs = with_logprobs.then_some(top);
 
-    let (prompts, several) = prompts(fields.text, fields.input_ids, info)?;
+    let given = given(fields.text, fields.input_ids)?;
+    let several = given.is_list();
+    let prompts = tokenize(given, info)?;
     let requests = prompts
         .iter()
         .enumerate()
@@ -115,29 +118,30 @@ pub(crate) fn accept(body: &[u8], context: &RequestContext<'_>) -> Result<Accept
     Ok(Accepted { requests, stream: streaming.enabled, reply })
 }
 
-/// The prompts' ids, and whether they came as a list.
-fn prompts(
-    text: Option<PromptField>,
-    input_ids: Option<PromptField>,
-    info: &moetrail_engine::EngineInfo,
-) -> Result<(Vec<Arc<[u32]>>, bool), ApiError> {
-    match (text, input_ids) {
-        (Some(_), Some(_)) => Err(ApiError::invalid("input_ids", "text and input_ids are both given")),
-        (None, None) => Err(ApiError::invalid("input_ids", "neither text nor input_ids is given")),
-        (Some(PromptField::Texts(texts)), None) => {
+/// The ids of a prompt.
+type PromptIds = Arc<[u32]>;
+
+/// The ids of the prompts.
+fn tokenize(field: PromptField, info: &EngineInfo) -> Result<Vec<PromptIds>, ApiError> {
+    match field.into_prompts() {
+        Prompts::Ids(lists) => Ok(lists.into_iter().map(Into::into).collect()),
+        Prompts::Texts(texts) => {
             let Some(tokenizer) = &info.tokenizer else {
                 return Err(ApiError::invalid("text", "the checkpoint has no tokenizer; send input_ids"));
             };
             let encode = |text: &String| tokenizer.encode(text, true).map(Into::into);
-            let prompts = texts.iter().map(encode).collect::<Result<Vec<Arc<[u32]>>, _>>();
-            let prompts = prompts.map_err(|error| ApiError::invalid("text", error.to_string()))?;
-            let several = prompts.len() > 1;
-            Ok((prompts, several))
+            texts.iter().map(encode).collect::<Result<_, _>>().map_err(|e| ApiError::invalid("text", e.to_string()))
         }
-        (None, Some(PromptField::Ids(lists))) => {
-            let several = lists.len() != 1;
-            Ok((lists.into_iter().map(Into::into).collect(), several))
-        }
+    }
+}
+
+/// The one of the two fields that is given, if it holds what it should.
+fn given(text: Option<PromptField>, input_ids: Option<PromptField>) -> Result<PromptField, ApiError> {
+    match (text, input_ids) {
+        (Some(_), Some(_)) => Err(ApiError::invalid("input_ids", "text and input_ids are both given")),
+        (None, None) => Err(ApiError::invalid("input_ids", "neither text nor input_ids is given")),
+        (Some(text @ (PromptField::Text(_) | PromptField::Texts(_))), None) => Ok(text),
+        (None, Some(ids @ (PromptField::Ids(_) | PromptField::Lists(_)))) => Ok(ids),
         (Some(_), None) => Err(ApiError::invalid("text", "text is a string or a list of strings")),
         (None, Some(_)) => Err(ApiError::invalid("input_ids", "input_ids is a list of token ids or of such lists")),
     }
