@@ -129,7 +129,9 @@ pub fn parse_overlap(name: &str) -> Result<Overlap, String> {
 
 /// Reads `--to` and `--from`.
 pub fn parse_format(name: &str) -> Result<Format, String> {
-    Format::from_name(name).ok_or_else(|| format!("expected one of {}", Format::ALL.map(Format::name).join(", ")))
+    // Dynamo's is the object form in another place.
+    let format = if name == "dynamo" { Some(Format::Object) } else { Format::from_name(name) };
+    format.ok_or_else(|| format!("expected one of {}, dynamo", Format::ALL.map(Format::name).join(", ")))
 }
 
 /// Reads `--shape`.

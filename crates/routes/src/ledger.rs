@@ -38,9 +38,12 @@ impl RowLedger {
         Self { start, row_bytes: row_bytes.max(1), data: Vec::new() }
     }
 
-    /// Makes room for the rows up to position `end`, so that none is copied while the ledger grows.
+    /// Makes room for the rows up to position `end`, so that few are copied while the ledger grows: for 32 MiB at most,
+    /// since a request may name a length that it never reaches.
     pub fn reserve(&mut self, end: usize) {
-        self.data.reserve_exact(self.missing(end).len().saturating_mul(self.row_bytes));
+        let bytes = self.missing(end).len().saturating_mul(self.row_bytes).min(32 << 20);
+        // Without the room it grows as it is filled.
+        let _ = self.data.try_reserve_exact(bytes);
     }
 
     /// The honoured start.
