@@ -58,12 +58,8 @@ pub(crate) struct RowsReply {
     routed_experts: Place,
     #[serde(skip_serializing_if = "Option::is_none")]
     routed_experts_start: Option<usize>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    routed_experts_error: Option<RowsErrorReply>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    routed_experts_recomputed: Option<bool>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    weight_versions: Option<Vec<VersionReply>>,
+    #[serde(flatten)]
+    rest: RowsRest,
 }
 
 #[derive(Debug, Default)]
@@ -133,18 +129,17 @@ impl RowsReply {
             Place::Nowhere => None,
             Place::Here(payload) | Place::Elsewhere(payload) => Some(payload),
         };
-        let Self { routed_experts_error, routed_experts_recomputed, weight_versions, .. } = self;
-        let rest = RowsRest { routed_experts_error, routed_experts_recomputed, weight_versions };
-        (payload, self.routed_experts_start, rest)
+        (payload, self.routed_experts_start, self.rest)
     }
 
     fn lost(code: &'static str, message: String) -> Self {
-        Self { routed_experts_error: Some(RowsErrorReply { code, message }), ..Self::default() }
+        let routed_experts_error = Some(RowsErrorReply { code, message });
+        Self { rest: RowsRest { routed_experts_error, ..RowsRest::default() }, ..Self::default() }
     }
 }
 
 /// What all endpoints name alike.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 pub(crate) struct RowsRest {
     #[serde(skip_serializing_if = "Option::is_none")]
     routed_experts_error: Option<RowsErrorReply>,
@@ -181,7 +176,7 @@ impl RowsWriter {
         recomputed: Option<Vec<WeightVersionSpan>>,
         payloads: &mut Payloads,
     ) -> RowsReply {
-        let reply = match rows {
+        let mut reply = match rows {
             None => RowsReply::default(),
             Some(Err(error)) => {
                 self.first_lost |= index == 0;
@@ -190,7 +185,7 @@ impl RowsWriter {
             Some(Ok(_)) if self.first_lost => RowsReply::lost("first_choice_lost", "choices[0] has no rows".into()),
             Some(Ok(rows)) => self.rows(rows, payloads),
         };
-        let weight_versions = recomputed.map(|spans| {
+        reply.rest.weight_versions = recomputed.map(|spans| {
             let version = |span: WeightVersionSpan| VersionReply {
                 version: span.version.to_string(),
                 start: span.span.start,
@@ -198,11 +193,8 @@ impl RowsWriter {
             };
             spans.into_iter().map(version).collect()
         });
-        RowsReply {
-            routed_experts_recomputed: weight_versions.as_ref().map(|_: &Vec<_>| true),
-            weight_versions,
-            ..reply
-        }
+        reply.rest.routed_experts_recomputed = reply.rest.weight_versions.is_some().then_some(true);
+        reply
     }
 
     /// Rows that are sent, all of a choice's or those of a chunk.
