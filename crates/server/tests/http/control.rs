@@ -33,7 +33,7 @@ async fn a_pause_refuses_until_it_is_resumed() {
     let (answer, _) = tokio::join!(server.post(GENERATE, &body), async {
         // Taken, and standing still.
         while server.engine.num_live() == 0 {
-            tokio::task::yield_now().await;
+            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
         }
         server.post("/resume", "").await
     });
@@ -47,7 +47,7 @@ async fn requests_are_aborted_by_the_name_they_were_given() {
     let body = long(50);
     let (answer, aborted) = tokio::join!(server.post(GENERATE, &body), async {
         while server.engine.num_live() == 0 {
-            tokio::task::yield_now().await;
+            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
         }
         let none = server.post("/inference/v1/abort_requests", r#"{"request_ids":["other"]}"#).await.json();
         assert_eq!(none, json!({"aborted": 0}));
