@@ -16,8 +16,12 @@ pub struct RowLayout {
 }
 
 impl RowLayout {
+    /// The most layers and the most experts per token that rows can have: what a payload says of itself is no reason
+    /// to count beyond what any model has.
+    pub const MAX_AXIS: usize = 1 << 16;
+
     /// Bytes of a row.
     pub fn row_bytes(self) -> usize {
-        self.num_layers * self.top_k * self.dtype.itemsize()
+        self.num_layers.saturating_mul(self.top_k).saturating_mul(self.dtype.itemsize())
     }
 }

@@ -24,6 +24,14 @@ pub enum RowsError {
         /// Bytes of one row.
         row_bytes: usize,
     },
+    /// A row has more layers or more experts per token than [`RowLayout::MAX_AXIS`].
+    #[error("rows of {num_layers} layers and {top_k} experts per token; both are {} at most", RowLayout::MAX_AXIS)]
+    TooWide {
+        /// Layers given.
+        num_layers: usize,
+        /// Experts per token given.
+        top_k: usize,
+    },
     /// The positions are beyond what can be counted.
     #[error("{rows} rows from position {start} on are more positions than can be counted")]
     TooFar {
@@ -38,9 +46,13 @@ impl ExpertRows {
     /// Rows from position `start` on.
     ///
     /// # Errors
-    /// [`RowsError::PartialRow`] if `data` is no whole number of rows, [`RowsError::TooFar`] if they end beyond
-    /// `usize`.
+    /// [`RowsError::PartialRow`] if `data` is no whole number of rows, [`RowsError::TooWide`] if the axes are longer
+    /// than those of any model, [`RowsError::TooFar`] if the rows end beyond `usize`.
     pub fn new(start: usize, layout: RowLayout, data: Vec<u8>) -> Result<Self, RowsError> {
+        let RowLayout { num_layers, top_k, .. } = layout;
+        if num_layers.max(top_k) > RowLayout::MAX_AXIS {
+            return Err(RowsError::TooWide { num_layers, top_k });
+        }
         let row_bytes = layout.row_bytes();
         let whole = if row_bytes == 0 { data.is_empty() } else { data.len().is_multiple_of(row_bytes) };
         if !whole {

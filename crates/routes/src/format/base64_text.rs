@@ -25,14 +25,17 @@ pub(crate) fn write(head: &[u8], data: &[u8], out: &mut dyn Write) -> io::Result
 
 /// Writes the text of ids that `N` bytes are made of.
 pub(crate) fn write_ids<const N: usize>(mut ids: impl Iterator<Item = [u8; N]>, out: &mut dyn Write) -> io::Result<()> {
-    let (mut bytes, mut text) = (Vec::with_capacity(STRETCH), [0; STRETCH / 3 * 4]);
+    let (mut bytes, mut text) = ([0; STRETCH], [0; STRETCH / 3 * 4]);
     loop {
-        bytes.clear();
-        bytes.extend(ids.by_ref().take(STRETCH / N).flatten());
-        if bytes.is_empty() {
+        let mut filled = 0;
+        for (slot, id) in bytes.as_chunks_mut::<N>().0.iter_mut().zip(ids.by_ref()) {
+            *slot = id;
+            filled += N;
+        }
+        if filled == 0 {
             return Ok(());
         }
-        write_stretch(&bytes, &mut text, out)?;
+        write_stretch(&bytes[..filled], &mut text, out)?;
     }
 }
 

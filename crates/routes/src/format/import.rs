@@ -179,4 +179,13 @@ mod tests {
             assert!(error.contains(expect), "{error}");
         }
     }
+
+    #[test]
+    fn a_shape_beyond_any_model_is_refused() {
+        let import = Import { shape: Some([usize::MAX; 3]), ..Import::default() };
+        for value in [json!([]), json!(""), json!({"data": "", "shape": [0, 1u64 << 40, 1u64 << 40], "start": 0})] {
+            let error = read(value, import).unwrap_err();
+            assert!(error.starts_with("shape:") || error.starts_with("data:"), "{error}");
+        }
+    }
 }

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 
 use crate::format::base64_text;
 use crate::format::error::FormatError;
-use crate::format::signed::{self, SignedDtype, check_bytes, ids, narrow};
+use crate::format::signed::{self, SignedDtype, check_bytes};
 use crate::rows::ExpertRows;
 
 pub(crate) const PREFIX: &str = "nrlre1:";
@@ -27,9 +27,16 @@ pub(crate) fn write(rows: &ExpertRows, num_experts: usize, out: &mut dyn Write) 
         _ => ("int32", SignedDtype::I32),
     };
     let made_up = (0..layers).flat_map(|_| (0..top_k).map(|k| k as u16));
-    let ids = rows.iter_ids().chain(made_up);
     write!(out, "\"{PREFIX}{name}:{}x{layers}x{top_k}:", n + 1)?;
-    signed::write(dtype, ids, out)?;
+    if dtype.itemsize() == rows.layout().dtype.itemsize() {
+        // The bytes are the same: what is left of whole triples goes with the made-up row.
+        let (triples, rest) = rows.data().split_at(rows.data().len() / 3 * 3);
+        let made_up = made_up.flat_map(|id| id.to_le_bytes().into_iter().take(dtype.itemsize()));
+        base64_text::write(&[], triples, out)?;
+        base64_text::write(&[], &rest.iter().copied().chain(made_up).collect::<Vec<u8>>(), out)?;
+    } else {
+        signed::write(dtype, rows.iter_ids().chain(made_up), out)?;
+    }
     out.write_all(b"\"")
 }
 
@@ -49,8 +56,8 @@ pub(crate) fn read(text: &str) -> Result<ExpertRows, FormatError> {
     }
     let bytes = base64_text::decode(data)?;
     check_bytes(shape, dtype.itemsize(), bytes.len())?;
-    let kept = (tokens - 1) * layers * top_k;
-    narrow(0, [tokens - 1, layers, top_k], ids(dtype, &bytes).take(kept))
+    let kept = (tokens - 1) * layers * top_k * dtype.itemsize();
+    signed::read(dtype, 0, [tokens - 1, layers, top_k], &bytes[..kept])
 }
 
 /// `AxBxC`.

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use crate::dtype::ExpertDtype;
 use crate::format::base64_text;
 use crate::format::error::FormatError;
-use crate::format::signed::{self, SignedDtype, check_bytes, ids, narrow};
+use crate::format::signed::{self, SignedDtype};
 use crate::rows::ExpertRows;
 
 const MAGIC: &[u8; 6] = b"\x93NUMPY";
@@ -78,10 +78,7 @@ pub(crate) fn read(text: &str, start: usize) -> Result<ExpertRows, FormatError> 
     let data = file.split_off(header_start + length);
     match dtype {
         Ids::Unsigned(dtype) => signed::build(start, shape, dtype, data),
-        Ids::Signed(dtype) => {
-            check_bytes(shape, dtype.itemsize(), data.len())?;
-            narrow(start, shape, ids(dtype, &data))
-        }
+        Ids::Signed(dtype) => signed::read(dtype, start, shape, &data),
     }
 }
 

@@ -38,13 +38,24 @@ impl SignedDtype {
     }
 }
 
-/// Ids of one, two, four or eight bytes each, little-endian.
-pub(crate) fn ids(dtype: SignedDtype, bytes: &[u8]) -> impl Iterator<Item = i64> {
-    bytes.chunks_exact(dtype.itemsize()).map(|id| {
-        let mut wide = [if id.last().is_some_and(|byte| *byte > 127) { 255 } else { 0 }; 8];
-        wide[..id.len()].copy_from_slice(id);
-        i64::from_le_bytes(wide)
-    })
+/// Rows of little-endian ids in a signed dtype, in the narrowest of ours.
+pub(crate) fn read(
+    dtype: SignedDtype,
+    start: usize,
+    shape: [usize; 3],
+    bytes: &[u8],
+) -> Result<ExpertRows, FormatError> {
+    check_bytes(shape, dtype.itemsize(), bytes.len())?;
+    match dtype {
+        SignedDtype::I8 => narrow(start, shape, bytes.iter().map(|id| i64::from(*id as i8))),
+        SignedDtype::I16 => {
+            narrow(start, shape, bytes.as_chunks().0.iter().map(|id| i64::from(i16::from_le_bytes(*id))))
+        }
+        SignedDtype::I32 => {
+            narrow(start, shape, bytes.as_chunks().0.iter().map(|id| i64::from(i32::from_le_bytes(*id))))
+        }
+        SignedDtype::I64 => narrow(start, shape, bytes.as_chunks().0.iter().map(|id| i64::from_le_bytes(*id))),
+    }
 }
 
 /// Writes the base64 of ids in a signed dtype that holds them.
@@ -63,17 +74,16 @@ pub(crate) fn write(dtype: SignedDtype, ids: impl Iterator<Item = u16>, out: &mu
 pub(crate) fn narrow(
     start: usize,
     [rows, num_layers, top_k]: [usize; 3],
-    ids: impl Iterator<Item = i64>,
+    ids: impl Iterator<Item = i64> + Clone,
 ) -> Result<ExpertRows, FormatError> {
-    let mut narrowed = Vec::new();
-    for id in ids {
-        let id = u16::try_from(id).map_err(|_| FormatError::new("data", format!("{id} is no expert id")))?;
-        narrowed.push(id);
+    if let Some(id) = ids.clone().find(|id| u16::try_from(*id).is_err()) {
+        return Err(FormatError::new("data", format!("{id} is no expert id")));
     }
-    let dtype = ExpertDtype::for_largest_id(narrowed.iter().copied().max().unwrap_or(0));
+    // No bit beyond those of the ids: enough to know whether eight hold them all.
+    let dtype = ExpertDtype::for_largest_id(ids.clone().fold(0, |bits, id| bits | id as u16));
     let data = match dtype {
-        ExpertDtype::U8 => narrowed.into_iter().map(|id| id as u8).collect(),
-        ExpertDtype::U16 => narrowed.into_iter().flat_map(u16::to_le_bytes).collect(),
+        ExpertDtype::U8 => ids.map(|id| id as u8).collect(),
+        ExpertDtype::U16 => ids.flat_map(|id| (id as u16).to_le_bytes()).collect(),
     };
     build(start, [rows, num_layers, top_k], dtype, data)
 }
@@ -96,6 +106,13 @@ pub(crate) fn check_bytes(shape: [usize; 3], itemsize: usize, found: usize) -> R
     let [_, num_layers, top_k] = shape;
     if num_layers == 0 || top_k == 0 {
         return Err(FormatError::new("shape", format!("it is {shape:?}; layers and experts per token are at least 1")));
+    }
+    if num_layers.max(top_k) > RowLayout::MAX_AXIS {
+        let most = RowLayout::MAX_AXIS;
+        return Err(FormatError::new(
+            "shape",
+            format!("it is {shape:?}; no more than {most} layers and experts per token are read"),
+        ));
     }
     let expected = shape.into_iter().try_fold(itemsize, usize::checked_mul);
     if expected != Some(found) {

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use crate::dtype::ExpertDtype;
 use crate::format::base64_text;
 use crate::format::error::FormatError;
-use crate::format::signed::{self, SignedDtype, check_bytes, ids, narrow};
+use crate::format::signed::{self, SignedDtype};
 use crate::rows::ExpertRows;
 
 pub(crate) fn write(rows: &ExpertRows, out: &mut dyn Write) -> io::Result<()> {
@@ -41,6 +41,5 @@ pub(crate) fn read(data: &str, shape: [usize; 3], dtype: &str, start: usize) -> 
     }
     let dtype = SignedDtype::from_name(dtype).filter(|dtype| matches!(dtype, SignedDtype::I16 | SignedDtype::I32));
     let dtype = dtype.ok_or_else(|| FormatError::new("dtype", "it is none of uint8, int16 and int32"))?;
-    check_bytes(shape, dtype.itemsize(), bytes.len())?;
-    narrow(start, shape, ids(dtype, &bytes))
+    signed::read(dtype, start, shape, &bytes)
 }
