@@ -225,6 +225,8 @@ fn sglang_s_names_are_read() {
     refused(Sglang, "{}", "input_ids", "neither text nor input_ids");
     refused(Sglang, r#"{"text":"a","input_ids":[1]}"#, "input_ids", "both given");
     refused(Sglang, r#"{"input_ids":"a"}"#, "input_ids", "a list of token ids");
+    let regex = r#"{"input_ids":[1],"sampling_params":{"regex":"a+"}}"#;
+    refused(Sglang, regex, "sampling_params.regex", "not supported");
     refused(Sglang, r#"{"input_ids":[1],"routed_experts_start_len":2}"#, "routed_experts_start_len", "it is 2");
     refused(
         Sglang,

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use moetrail_engine::EngineInfo;
 use moetrail_routes::format::Format;
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 
 use crate::accept::{Accepted, Common, RequestContext, room};
 use crate::body::{Object, read};
@@ -14,7 +15,7 @@ use crate::rows::{RowsDefaults, RowsFields, RowsFormat};
 use crate::sampling::{DefaultSampling, Range, SamplingFields};
 use crate::sglang_reply::{Scores, SglangReply};
 use crate::stream_options::StreamFields;
-use crate::unsupported::{UnsupportedSampling, UnsupportedSglang};
+use crate::unsupported::{UnsupportedSampling, UnsupportedSglang, UnsupportedSglangSampling};
 
 const PREFIX: &str = "sampling_params.";
 
@@ -32,16 +33,20 @@ struct SglangFields {
     top_logprobs_num: Option<i64>,
     return_text_in_logprobs: Option<bool>,
     routed_experts_start_len: Option<i64>,
-    sampling_params: Option<Object<SamplingFields>>,
+}
+
+/// One concern's view of the settings of sampling.
+#[derive(Deserialize)]
+#[serde(bound = "T: Default + DeserializeOwned")]
+struct Nested<T> {
+    sampling_params: Option<Object<T>>,
+}
+
+fn nested<T: Default + DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
+    Ok(read::<Nested<T>>(body)?.sampling_params.map(|Object(settings)| settings).unwrap_or_default())
 }
 
 /// The settings that SGLang spells its own way.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(default)]
-struct Nested {
-    sampling_params: Option<Object<OwnNames>>,
-}
-
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default)]
 struct OwnNames {
@@ -51,18 +56,13 @@ struct OwnNames {
     no_stop_trim: Option<bool>,
 }
 
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(default)]
-struct NestedUnsupported {
-    sampling_params: Option<Object<UnsupportedSampling>>,
-}
-
 pub(crate) fn accept(body: &[u8], context: &RequestContext<'_>) -> Result<Accepted, ApiError> {
     let info = context.info;
     let fields: SglangFields = read(body)?;
     let common = Common::read(body, context, "")?.named(fields.rid.as_deref());
     read::<UnsupportedSglang>(body)?.check("")?;
-    read::<NestedUnsupported>(body)?.sampling_params.unwrap_or_default().0.check(PREFIX)?;
+    nested::<UnsupportedSampling>(body)?.check(PREFIX)?;
+    nested::<UnsupportedSglangSampling>(body)?.check(PREFIX)?;
     let streaming = read::<StreamFields>(body)?.resolve()?;
     let rows = read::<RowsFields>(body)?.resolve(RowsDefaults {
         other_start: fields.routed_experts_start_len.map(|start| (start, "routed_experts_start_len")),
@@ -70,10 +70,9 @@ pub(crate) fn accept(body: &[u8], context: &RequestContext<'_>) -> Result<Accept
         wanted: false,
         streamed: streaming.enabled,
     })?;
-    let own = read::<Nested>(body)?.sampling_params.unwrap_or_default().0;
-    let settings = fields.sampling_params.unwrap_or_default().0;
+    let own: OwnNames = nested(body)?;
     // As in SGLang, the checkpoint's sampling defaults do not reach this endpoint.
-    let mut sampling = settings.resolve(PREFIX, &DefaultSampling::default())?;
+    let mut sampling = nested::<SamplingFields>(body)?.resolve(PREFIX, &DefaultSampling::default())?;
     let range = Range { prefix: PREFIX };
     sampling.min_tokens = range.count("min_new_tokens", own.min_new_tokens, 0)?.unwrap_or(sampling.min_tokens);
     sampling.seed = own.sampling_seed.map(i64::cast_unsigned).or(sampling.seed);

@@ -95,6 +95,18 @@ unsupported! {
     }
 }
 
+unsupported! {
+    /// Settings of sampling that only SGLang's `/generate` spells so.
+    UnsupportedSglangSampling {
+        json_schema: never,
+        regex: never,
+        ebnf: never,
+        structural_tag: never,
+        stop_regex: is_empty,
+        custom_params: never,
+    }
+}
+
 fn never(_: &Value) -> bool {
     false
 }
