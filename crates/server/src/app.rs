@@ -7,15 +7,16 @@ use axum::http::{Method, Uri};
 use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use moetrail_api::ApiError;
+use moetrail_api::{ApiError, Dialect};
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::cors::CorsLayer;
 
 use crate::access::observe;
 use crate::auth::require_key;
+use crate::generation::endpoint;
 use crate::rejection::Rejection;
 use crate::state::AppState;
-use crate::{control, generation, meta};
+use crate::{control, meta};
 
 /// The whole server as a service, for a listener or for a test.
 pub fn app(state: AppState) -> Router {
@@ -23,10 +24,10 @@ pub fn app(state: AppState) -> Router {
         .route("/v1/models", get(meta::models))
         // Hub ids have a slash.
         .route("/v1/models/{*id}", get(meta::model))
-        .route("/v1/completions", post(generation::completions))
-        .route("/v1/chat/completions", post(generation::chat))
-        .route("/inference/v1/generate", post(generation::tokens))
-        .route("/generate", post(generation::sglang).put(generation::sglang))
+        .route("/v1/completions", endpoint(Dialect::Completions))
+        .route("/v1/chat/completions", endpoint(Dialect::Chat))
+        .route("/inference/v1/generate", endpoint(Dialect::Generate))
+        .route("/generate", endpoint(Dialect::Sglang))
         .route("/inference/v1/abort_requests", post(control::abort_requests))
         .route("/abort_requests", post(control::abort_requests))
         .route("/pause", post(control::pause))

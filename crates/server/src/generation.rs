@@ -5,6 +5,7 @@ use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Response;
+use axum::routing::{MethodFilter, MethodRouter, on};
 use moetrail_api::{Accepted, ApiError, Dialect, RequestContext, RequestOutput, accept};
 use moetrail_engine::EventStream;
 
@@ -19,36 +20,12 @@ pub(crate) const LARGE_BODY: usize = 32 << 10;
 /// An answer of more bytes is formatted off the async workers.
 pub(crate) const LARGE_ANSWER: usize = 256 << 10;
 
-pub(crate) async fn completions(
-    State(state): State<AppState>,
-    Extension(id): Extension<RequestId>,
-    RawBody(body): RawBody,
-) -> Result<Response, Rejection> {
-    generate(Dialect::Completions, state, id, body).await
-}
-
-pub(crate) async fn chat(
-    State(state): State<AppState>,
-    Extension(id): Extension<RequestId>,
-    RawBody(body): RawBody,
-) -> Result<Response, Rejection> {
-    generate(Dialect::Chat, state, id, body).await
-}
-
-pub(crate) async fn tokens(
-    State(state): State<AppState>,
-    Extension(id): Extension<RequestId>,
-    RawBody(body): RawBody,
-) -> Result<Response, Rejection> {
-    generate(Dialect::Generate, state, id, body).await
-}
-
-pub(crate) async fn sglang(
-    State(state): State<AppState>,
-    Extension(id): Extension<RequestId>,
-    RawBody(body): RawBody,
-) -> Result<Response, Rejection> {
-    generate(Dialect::Sglang, state, id, body).await
+/// Generates from bodies of one dialect.
+pub(crate) fn endpoint(dialect: Dialect) -> MethodRouter<AppState> {
+    // SGLang's server takes both.
+    let methods =
+        if dialect == Dialect::Sglang { MethodFilter::POST.or(MethodFilter::PUT) } else { MethodFilter::POST };
+    on(methods, move |State(state), Extension(id), RawBody(body)| generate(dialect, state, id, body))
 }
 
 /// A request that runs: its answer, and the events of each prompt.
