@@ -56,10 +56,18 @@ impl RingLayout {
         }
         let cell = self.top_k * self.dtype.itemsize();
         let num_rows = rows.len().checked_div(self.row_bytes()).unwrap_or(0);
+        // Layers that follow each other are copied at once: this runs where tokens are computed.
+        let runs: Vec<(usize, usize)> = self
+            .moe_layers
+            .chunk_by(|layer, next| layer + 1 == *next)
+            .map(|run| (run[0] * cell, run.len() * cell))
+            .collect();
         let mut wire = vec![0; num_rows * self.wire().row_bytes()];
         for (row, to) in rows.chunks_exact(self.row_bytes()).zip(wire.chunks_exact_mut(self.wire().row_bytes())) {
-            for (from, layer) in row.chunks_exact(cell).zip(&self.moe_layers) {
-                to[layer * cell..(layer + 1) * cell].copy_from_slice(from);
+            let mut from = 0;
+            for (first, len) in &runs {
+                to[*first..first + len].copy_from_slice(&row[from..from + len]);
+                from += len;
             }
         }
         wire
