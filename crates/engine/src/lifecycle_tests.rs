@@ -252,6 +252,31 @@ fn requests_are_aborted_by_name() {
 }
 
 #[test]
+fn an_abort_in_a_pause_waits_for_nothing() {
+    let folder = written(&Synthetic::new("mixtral"));
+    let engine = start(folder.path());
+    let handle = engine.handle();
+    // More rows than one slice of a drain brings.
+    let prompt: Vec<u32> = (0..60).map(|i| 1 + i % 9).collect();
+    let long = request(&prompt, 60);
+    let undisturbed = run(&handle, long.clone());
+    let (said, end) = in_time(|| {
+        let mut stream = handle.submit(long.clone()).expect("the request is valid");
+        let mut said = tokens(&mut stream, 1);
+        order(handle.pause(PauseMode::Keep, false)).expect("it pauses");
+        let aborted = order(handle.abort(None)).expect("it aborts");
+        assert_eq!(handle.num_live(), 0);
+        order(handle.resume()).expect("it resumes");
+        let (more, end) = rest(stream);
+        said.extend(more);
+        (aborted == 1).then_some((said, end))
+    });
+    assert_eq!(end.reason, FinishReason::Abort);
+    assert_eq!(rows(&end), &rows(&undisturbed.1).slice(TokenSpan::new(0, 59 + said.len())));
+    engine.shutdown();
+}
+
+#[test]
 fn a_shutdown_ends_a_pause() {
     let folder = written(&Synthetic::new("mixtral"));
     let engine = start(folder.path());
