@@ -45,7 +45,7 @@ pub use control::{Done, PauseOrder, UpdateOrder, abort_order, pause_order, serve
 pub use error::ApiError;
 pub use models::{model_card, model_list, version};
 pub use openapi::openapi;
-pub use output::{ChoiceOutput, RequestOutput, finish_weight};
+pub use output::{ChoiceOutput, RequestOutput, event_weight};
 pub use rows::RowsFormat;
 pub use sampling::DefaultSampling;
 pub use tokenize::{detokenize, tokenize};

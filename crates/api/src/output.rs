@@ -56,8 +56,7 @@ impl RequestOutput {
 
     /// Roughly how many bytes the answer will have to format: rows and log-probabilities.
     pub fn weight(&self) -> usize {
-        let prompt = self.prompt.prompt_logprobs.iter().flatten().flatten().map(entry_weight).sum::<usize>();
-        prompt + self.choices.iter().map(ChoiceOutput::weight).sum::<usize>()
+        prompt_weight(&self.prompt) + self.choices.iter().map(ChoiceOutput::weight).sum::<usize>()
     }
 
     pub(crate) fn completion_tokens(&self) -> usize {
@@ -78,12 +77,27 @@ impl ChoiceOutput {
     }
 }
 
-/// Roughly how many bytes the rows of a finished choice have.
-pub fn finish_weight(finish: &Finish) -> usize {
+/// As [`RequestOutput::weight`], of one event of a stream.
+pub fn event_weight(event: &Event) -> usize {
+    match event {
+        Event::Prompt(prompt) => prompt_weight(prompt),
+        Event::Choice(delta) => {
+            let rows = delta.routed_experts.as_ref().map_or(0, |rows| rows.data().len());
+            rows + delta.finish.as_ref().map_or(0, finish_weight)
+        }
+        Event::Failed(_) => 0,
+    }
+}
+
+fn finish_weight(finish: &Finish) -> usize {
     match &finish.routed_experts {
         Some(Ok(rows)) => rows.data().len(),
         _ => 0,
     }
+}
+
+fn prompt_weight(prompt: &PromptOutput) -> usize {
+    prompt.prompt_logprobs.iter().flatten().flatten().map(entry_weight).sum()
 }
 
 fn entry_weight(entry: &TokenLogprobs) -> usize {

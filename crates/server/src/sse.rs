@@ -9,7 +9,7 @@ use axum::body::{Body, Bytes};
 use axum::http::{HeaderValue, header};
 use axum::response::Response;
 use futures::stream::{self, SelectAll, Stream, StreamExt};
-use moetrail_api::{ApiError, Reply, finish_weight};
+use moetrail_api::{ApiError, Reply, event_weight};
 use moetrail_engine::{Event, EventStream};
 
 use crate::generation::{LARGE_ANSWER, Running, ended_early, off_the_workers_if};
@@ -86,17 +86,12 @@ impl Answer {
     }
 
     async fn take(&mut self, prompt: usize, event: Event) -> Result<(), ApiError> {
-        let mut large = false;
         match &event {
             Event::Failed(error) => return Err(error.clone().into()),
-            Event::Choice(delta) => {
-                if let Some(finish) = &delta.finish {
-                    self.open_choices = self.open_choices.saturating_sub(1);
-                    large = finish_weight(finish) > LARGE_ANSWER;
-                }
-            }
-            Event::Prompt(_) => {}
+            Event::Choice(delta) if delta.finish.is_some() => self.open_choices = self.open_choices.saturating_sub(1),
+            Event::Choice(_) | Event::Prompt(_) => {}
         }
+        let large = event_weight(&event) > LARGE_ANSWER;
         // Lost only if writing an earlier chunk panicked.
         let mut reply = self.reply.take().ok_or_else(ended_early)?;
         let (reply, chunks) = off_the_workers_if(large, move || {
@@ -105,20 +100,20 @@ impl Answer {
         })
         .await?;
         self.reply = Some(reply);
-        self.ready.extend(chunks.iter().map(|chunk| frame(chunk)));
+        self.ready.extend(chunks.into_iter().flat_map(frames));
         Ok(())
     }
 
     /// The status line has been sent, so a failure can only be told in the stream.
     fn fail(&mut self, error: &ApiError) {
         tracing::warn!(message = error.message, "a streamed request failed");
-        self.ready.push_back(frame(&error.to_json()));
+        self.ready.extend(frames(error.to_json()));
         self.end();
     }
 
     fn close(&mut self) {
         if let Some(reply) = &mut self.reply {
-            self.ready.extend(reply.closing_chunks().iter().map(|chunk| frame(chunk)));
+            self.ready.extend(reply.closing_chunks().into_iter().flat_map(frames));
         }
         self.end();
     }
@@ -131,9 +126,13 @@ impl Answer {
     }
 }
 
-/// One event of the stream; compact JSON has no line breaks.
-fn frame(chunk: &[u8]) -> Bytes {
-    [b"data: ", chunk, b"\n\n"].concat().into()
+/// One event of the stream, in pieces where a copy would be long; compact JSON has no line breaks.
+fn frames(chunk: Vec<u8>) -> Vec<Bytes> {
+    let (head, tail) = (&b"data: "[..], &b"\n\n"[..]);
+    if chunk.len() > LARGE_ANSWER {
+        return vec![Bytes::from_static(head), chunk.into(), Bytes::from_static(tail)];
+    }
+    vec![[head, &chunk, tail].concat().into()]
 }
 
 #[cfg(test)]
@@ -225,6 +224,14 @@ mod tests {
         let frames = all_frames(answer(vec![scripted(0, vec![said("a", false)])])).await;
         assert!(frames[1].contains("the engine stopped before"), "{frames:?}");
         assert_eq!(frames[2], "data: [DONE]\n\n");
+    }
+
+    #[test]
+    fn a_long_chunk_is_one_event_too() {
+        for length in [0, 1, LARGE_ANSWER, LARGE_ANSWER + 1] {
+            let event = frames(vec![b'x'; length]).concat();
+            assert_eq!(event, format!("data: {}\n\n", "x".repeat(length)).into_bytes());
+        }
     }
 
     #[tokio::test]
