@@ -130,14 +130,18 @@ impl EngineThread {
         let num_rows = rows.as_ref().map_or(0, |rows| upto.saturating_sub(rows.span().start));
         let rows_of_others = rows.as_ref().map_or(0, |rows| rows.rows_of_others());
         let routed_experts = rows.and_then(|rows| self.capture.deliver(rows, upto));
+        // Until the prompt is computed, one sequence stands for all choices: they end as it does.
+        let indices = if live.prompt_sent { choice.index..choice.index + 1 } else { 0..live.request.sampling.n };
+        let num_choices = indices.len() as u64;
         // Everything is counted before the client learns of the end, and may look.
         if let (Some(Ok(_)), Some(start)) = (&routed_experts, live.request.routed_experts_start) {
-            self.stats.rows_returned.inc_by(num_rows as u64);
-            self.stats.rows_trimmed.inc_by(start.min(forwarded) as u64);
-            self.stats.rows_prefix_cached.inc_by(rows_of_others as u64);
+            self.stats.rows_returned.inc_by(num_choices * num_rows as u64);
+            self.stats.rows_trimmed.inc_by(num_choices * start.min(forwarded) as u64);
+            self.stats.rows_prefix_cached.inc_by(num_choices * rows_of_others as u64);
         }
         let Ending { token_ids, text, logprobs, reason, stop_reason } = ending;
-        self.stats.request_success.get_or_create(&FinishedReason { finished_reason: reason.as_str() }).inc();
+        let finished_reason = FinishedReason { finished_reason: reason.as_str() };
+        self.stats.request_success.get_or_create(&finished_reason).inc_by(num_choices);
         let finish = Some(Finish { reason, stop_reason, routed_experts, recomputed });
         let delta = ChoiceDelta { index: choice.index, token_ids, text, logprobs, routed_experts: None, finish };
         let events = live.events.clone();
@@ -148,7 +152,10 @@ impl EngineThread {
             self.shared.live.fetch_sub(1, Ordering::AcqRel);
         }
         self.publish_gauges();
-        // A client that is gone is noticed when its stream is dropped.
-        let _ = events.send(Event::Choice(delta));
+        let others: Vec<ChoiceDelta> = indices.skip(1).map(|index| ChoiceDelta { index, ..delta.clone() }).collect();
+        for delta in std::iter::once(delta).chain(others) {
+            // A client that is gone is noticed when its stream is dropped.
+            let _ = events.send(Event::Choice(delta));
+        }
     }
 }

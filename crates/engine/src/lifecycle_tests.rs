@@ -252,6 +252,28 @@ fn requests_are_aborted_by_name() {
 }
 
 #[test]
+fn every_choice_ends_also_before_there_are_any() {
+    let folder = written(&Synthetic::new("mixtral"));
+    let engine = start(folder.path());
+    let handle = engine.handle();
+    let mut three = request(&[1, 2, 3], 20);
+    three.sampling.n = 3;
+    order(handle.pause(PauseMode::Keep, false)).expect("it pauses");
+    let mut stream = handle.submit(three).expect("the request is valid");
+    assert_eq!(order(handle.abort(None)), Ok(1));
+    order(handle.resume()).expect("it resumes");
+    let mut ends = Vec::new();
+    while let Some(event) = stream.blocking_next() {
+        if let Event::Choice(delta) = event {
+            ends.push((delta.index, delta.finish.map(|finish| finish.reason)));
+        }
+    }
+    ends.sort_by_key(|end| end.0);
+    assert_eq!(ends, [0, 1, 2].map(|index| (index, Some(FinishReason::Abort))));
+    engine.shutdown();
+}
+
+#[test]
 fn an_abort_in_a_pause_waits_for_nothing() {
     let folder = written(&Synthetic::new("mixtral"));
     let engine = start(folder.path());
