@@ -1,7 +1,10 @@
 //! Many requests on a pool that is far too small: the bundled model, over HTTP.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use moetrail_routes::ExpertRows;
+use moetrail_routes::format::Import;
 use serde_json::{Value, json};
 
 use crate::process::Server;
@@ -98,10 +101,93 @@ fn rows_are_the_same_under_preemption_swap_and_replay_as_alone() {
         assert_eq!(server.metric("moetrail_routed_experts_reprefill_rows_compared_total"), again);
         assert_eq!(server.metric("moetrail_routed_experts_reprefill_rows_differing_total"), 0.0);
         assert_eq!(server.metric("moetrail_routed_experts_generation_mismatch_total"), 0.0);
-        let deadline = Instant::now() + Duration::from_secs(20);
-        while server.metric("vllm:kv_cache_usage_perc") > 0.0 {
-            assert!(Instant::now() < deadline, "blocks are still referenced");
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        wait_for_free_blocks(&server);
     }
+}
+
+fn wait_for_free_blocks(server: &Server) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while server.metric("vllm:kv_cache_usage_perc") > 0.0 {
+        assert!(Instant::now() < deadline, "blocks are still referenced");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn rows(choice: &Value) -> ExpertRows {
+    Import::default().read(choice).expect("the object form").expect("rows")
+}
+
+/// A choice says what it says alone, or the beginning of it if it was aborted. Returns whether it was.
+fn check_aborted_or_whole(found: &Value, expect: &Value, prompt_len: usize) -> bool {
+    let length = found["token_ids"].as_array().expect("ids").len();
+    let beginning = |value: &Value| value.as_array().expect("a list")[..length].to_vec();
+    assert_eq!(found["token_ids"].as_array(), Some(&beginning(&expect["token_ids"])));
+    assert_eq!(found["logprobs"]["content"].as_array(), Some(&beginning(&expect["logprobs"]["content"])));
+    let aborted = found["finish_reason"] == "abort";
+    if aborted && found["routed_experts"].is_null() {
+        assert_eq!(length, 0, "rows are missing: {found}");
+        return true;
+    }
+    let (rows, expect) = (rows(found), rows(expect));
+    assert_eq!(rows, expect.slice(rows.span()));
+    match aborted {
+        false => assert_eq!(rows, expect),
+        // After a first token, the whole prompt has been forwarded.
+        true if length > 0 => assert_eq!(rows.span().end, (prompt_len + length - 1).max(rows.start())),
+        true => assert!(rows.span().end <= prompt_len),
+    }
+    aborted
+}
+
+#[test]
+fn rows_are_true_while_an_operator_intervenes() {
+    let alone = Server::bundled(&["--no-enable-prefix-caching"]);
+    let expect: Vec<Value> = (0..REQUESTS).map(|index| choices(&alone, index)).collect();
+    drop(alone);
+    let flags = ["--num-gpu-blocks-override", "100", "--block-size", "8", "--swap-space", "0.0003"];
+    let server = Server::bundled(&flags);
+    let bundled = concat!(env!("CARGO_MANIFEST_DIR"), "/models/bundled");
+    let done = AtomicUsize::new(0);
+    let (mut aborted, mut recomputed) = (0, 0);
+    std::thread::scope(|scope| {
+        let (server, done) = (&server, &done);
+        let running: Vec<_> = (0..REQUESTS)
+            .map(|index| {
+                scope.spawn(move || {
+                    let mut body = request(index);
+                    body["request_id"] = json!(format!("request {index}"));
+                    let answer = server.post(GENERATE, &body);
+                    done.fetch_add(1, Ordering::Relaxed);
+                    assert_eq!(answer.status, 200, "{}", answer.body);
+                    answer.json()["choices"].take()
+                })
+            })
+            .collect();
+        let order = |path: &str, body: Value| assert_eq!(server.post(path, &body).status, 200, "{path}");
+        for round in 0.. {
+            if done.load(Ordering::Relaxed) == REQUESTS {
+                break;
+            }
+            order(&format!("/pause?mode=keep&clear_cache={}", round % 2 == 0), json!({}));
+            order("/inference/v1/abort_requests", json!({"request_ids": [format!("request {}", round % REQUESTS)]}));
+            order("/resume", json!({}));
+            order("/reset_prefix_cache", json!({}));
+            // The same weights under another name: what is said stays comparable.
+            order("/update_weights", json!({"path": bundled, "weight_version": format!("round {round}")}));
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        for (index, handle) in running.into_iter().enumerate() {
+            let choices = handle.join().expect("the request was answered");
+            let (choices, expect) = (choices.as_array().expect("choices"), expect[index].as_array().expect("choices"));
+            assert_eq!(choices.len(), expect.len());
+            let prompt_len = request(index)["token_ids"].as_array().expect("ids").len();
+            for (found, expect) in choices.iter().zip(expect) {
+                aborted += usize::from(check_aborted_or_whole(found, expect, prompt_len));
+                recomputed += usize::from(found["routed_experts_recomputed"] == true);
+            }
+        }
+    });
+    println!("{aborted} choices aborted, {recomputed} computed again");
+    assert!(aborted > 0 && recomputed >= 10, "{aborted} aborted, {recomputed} computed again");
+    wait_for_free_blocks(&server);
 }
