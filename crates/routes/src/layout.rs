@@ -16,9 +16,14 @@ pub struct RowLayout {
 }
 
 impl RowLayout {
-    /// The most layers and the most experts per token that rows can have: what a payload says of itself is no reason
-    /// to count beyond what any model has.
-    pub const MAX_AXIS: usize = 1 << 16;
+    /// The most ids in a row that is read: far beyond any model, and little enough that a few bytes which claim a
+    /// huge shape cannot make anyone count for long.
+    pub const MAX_ROW_IDS: usize = 1 << 20;
+
+    /// Whether the axes are those of rows that are read.
+    pub fn is_bounded(self) -> bool {
+        self.num_layers.max(1).saturating_mul(self.top_k.max(1)) <= Self::MAX_ROW_IDS
+    }
 
     /// Bytes of a row.
     pub fn row_bytes(self) -> usize {

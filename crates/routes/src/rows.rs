@@ -24,8 +24,8 @@ pub enum RowsError {
         /// Bytes of one row.
         row_bytes: usize,
     },
-    /// A row has more layers or more experts per token than [`RowLayout::MAX_AXIS`].
-    #[error("rows of {num_layers} layers and {top_k} experts per token; both are {} at most", RowLayout::MAX_AXIS)]
+    /// A row has more ids than [`RowLayout::MAX_ROW_IDS`].
+    #[error("rows of {num_layers} layers and {top_k} experts per token; {} ids are the most", RowLayout::MAX_ROW_IDS)]
     TooWide {
         /// Layers given.
         num_layers: usize,
@@ -49,8 +49,8 @@ impl ExpertRows {
     /// [`RowsError::PartialRow`] if `data` is no whole number of rows, [`RowsError::TooWide`] if the axes are longer
     /// than those of any model, [`RowsError::TooFar`] if the rows end beyond `usize`.
     pub fn new(start: usize, layout: RowLayout, data: Vec<u8>) -> Result<Self, RowsError> {
-        let RowLayout { num_layers, top_k, .. } = layout;
-        if num_layers.max(top_k) > RowLayout::MAX_AXIS {
+        if !layout.is_bounded() {
+            let RowLayout { num_layers, top_k, .. } = layout;
             return Err(RowsError::TooWide { num_layers, top_k });
         }
         let row_bytes = layout.row_bytes();

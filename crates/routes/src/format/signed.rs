@@ -107,12 +107,10 @@ pub(crate) fn check_bytes(shape: [usize; 3], itemsize: usize, found: usize) -> R
     if num_layers == 0 || top_k == 0 {
         return Err(FormatError::new("shape", format!("it is {shape:?}; layers and experts per token are at least 1")));
     }
-    if num_layers.max(top_k) > RowLayout::MAX_AXIS {
-        let most = RowLayout::MAX_AXIS;
-        return Err(FormatError::new(
-            "shape",
-            format!("it is {shape:?}; no more than {most} layers and experts per token are read"),
-        ));
+    let layout = RowLayout { num_layers, top_k, dtype: ExpertDtype::U8 };
+    if !layout.is_bounded() {
+        let message = format!("it is {shape:?}; no rows of more than {} ids are read", RowLayout::MAX_ROW_IDS);
+        return Err(FormatError::new("shape", message));
     }
     let expected = shape.into_iter().try_fold(itemsize, usize::checked_mul);
     if expected != Some(found) {
