@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 
 use anyhow::{Context, Result, bail};
-use moetrail_routes::format::{Format, Import};
+use moetrail_routes::format::{self, Format, Import};
 use moetrail_routes::{Overlap, RoutingStats, Segment, Turn, merge, merge_segments, stitch};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -136,6 +136,5 @@ pub fn parse_format(name: &str) -> Result<Format, String> {
 
 /// Reads `--shape`.
 pub fn parse_shape(text: &str) -> Result<[usize; 3], String> {
-    let axes: Option<Vec<usize>> = text.split('x').map(|axis| axis.parse().ok()).collect();
-    axes.and_then(|axes| axes.try_into().ok()).ok_or_else(|| "expected ROWSxLAYERSxTOP_K".to_owned())
+    format::parse_shape(text).ok_or_else(|| "expected ROWSxLAYERSxTOP_K".to_owned())
 }

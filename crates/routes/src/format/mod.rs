@@ -109,6 +109,12 @@ impl Format {
     }
 }
 
+/// Reads `ROWSxLAYERSxTOP_K`.
+pub fn parse_shape(text: &str) -> Option<[usize; 3]> {
+    let axes: Vec<usize> = text.split('x').map(|axis| axis.parse().ok()).collect::<Option<_>>()?;
+    axes.try_into().ok()
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

@@ -5,6 +5,7 @@ use std::io::{self, Write};
 
 use crate::format::base64_text;
 use crate::format::error::FormatError;
+use crate::format::parse_shape;
 use crate::format::signed::{self, SignedDtype, check_bytes};
 use crate::rows::ExpertRows;
 
@@ -58,12 +59,6 @@ pub(crate) fn read(text: &str) -> Result<ExpertRows, FormatError> {
     check_bytes(shape, dtype.itemsize(), bytes.len())?;
     let kept = (tokens - 1) * layers * top_k * dtype.itemsize();
     signed::read(dtype, 0, [tokens - 1, layers, top_k], &bytes[..kept])
-}
-
-/// `AxBxC`.
-pub(crate) fn parse_shape(text: &str) -> Option<[usize; 3]> {
-    let axes: Vec<usize> = text.split('x').map(|axis| axis.parse().ok()).collect::<Option<_>>()?;
-    axes.try_into().ok()
 }
 
 #[cfg(test)]
