@@ -48,9 +48,9 @@ def post(address, path, body):
 class Stream(threading.Thread):
     """A stream that notes when its tokens come."""
 
-    def __init__(self, address, vocab):
+    def __init__(self, address):
         super().__init__(daemon=True)
-        self.address, self.vocab, self.times = address, vocab, []
+        self.address, self.times = address, []
 
     def run(self):
         body = dict(token_ids=[7 + i for i in range(16)], stream=True, sampling_params=dict(
@@ -100,7 +100,7 @@ def measure(a, address):
     began = time.perf_counter()
     probe(False)
     print(f"the prompt was computed in {time.perf_counter() - began:.0f} s", flush=True)
-    stream = Stream(address, vocab)
+    stream = Stream(address)
     stream.start()
     time.sleep(3)
     results = {True: [], False: [], None: []}

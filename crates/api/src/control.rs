@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use moetrail_engine::{ControlError, EngineInfo, PauseMode};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::body::{read, write};
@@ -148,20 +148,11 @@ impl Done {
     }
 }
 
-#[derive(Serialize)]
-struct Rows {
-    num_layers: usize,
-    top_k: usize,
-    dtype: &'static str,
-}
-
 /// `/server_info`: what is served, and within which limits.
 pub fn server_info(info: &EngineInfo, weight_version: &str, paused: bool) -> Vec<u8> {
-    let rows = info.row_layout.map(|layout| Rows {
-        num_layers: layout.num_layers,
-        top_k: layout.top_k,
-        dtype: layout.dtype.name(),
-    });
+    let rows = info
+        .row_layout
+        .map(|layout| json!({"num_layers": layout.num_layers, "top_k": layout.top_k, "dtype": layout.dtype.name()}));
     write(&json!({
         "version": env!("CARGO_PKG_VERSION"),
         "model": info.model_name,
@@ -176,7 +167,7 @@ pub fn server_info(info: &EngineInfo, weight_version: &str, paused: bool) -> Vec
         "num_gpu_blocks": info.num_blocks,
         "capture": info.row_layout.is_some(),
         "enable_return_routed_experts": info.return_routed_experts,
-        "routed_experts": rows.map(|rows| json!(rows)),
+        "routed_experts": rows,
         "num_experts": info.routing.as_ref().map(|routing| routing.num_experts),
         "moe_layers": info.routing.as_ref().map(|routing| &routing.moe_layers),
     }))

@@ -8,12 +8,9 @@ use crate::body::{Object, read};
 use crate::error::ApiError;
 use crate::generate_reply::{GenerateReply, OutputMode};
 use crate::rows::{NESTED_START, NestedStart, RowsDefaults, RowsFields, RowsFormat, check_nvext_has_one};
-use crate::sampling::{DefaultSampling, Range, SamplingFields};
+use crate::sampling::{DefaultSampling, NESTED, Range, SamplingFields, nested};
 use crate::stream_options::StreamFields;
 use crate::unsupported::{UnsupportedGenerate, UnsupportedSampling};
-
-/// Begins the names of the nested settings.
-const PREFIX: &str = "sampling_params.";
 
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default)]
@@ -23,13 +20,6 @@ struct GenerateFields {
     sampling_params: Option<Object<SamplingFields>>,
 }
 
-/// What else is read out of `sampling_params`.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(default)]
-struct Nested<T> {
-    sampling_params: Option<Object<T>>,
-}
-
 /// The settings that only this dialect has in `sampling_params`.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default)]
@@ -37,16 +27,12 @@ struct NestedLogprobs {
     logprobs: Option<i64>,
 }
 
-fn nested<T: serde::de::DeserializeOwned + Default>(body: &[u8]) -> Result<T, ApiError> {
-    Ok(read::<Nested<T>>(body)?.sampling_params.unwrap_or_default().0)
-}
-
 pub(crate) fn accept(body: &[u8], context: &RequestContext<'_>) -> Result<Accepted, ApiError> {
     let info = context.info;
     let fields: GenerateFields = read(body)?;
     let common = Common::read(body, context, "generate-tokens-")?;
     read::<UnsupportedGenerate>(body)?.check("")?;
-    nested::<UnsupportedSampling>(body)?.check(PREFIX)?;
+    nested::<UnsupportedSampling>(body)?.check(NESTED)?;
     let streaming = read::<StreamFields>(body)?.resolve()?;
     let mode = fields.output_mode.as_deref().map_or(Ok(OutputMode::Tokens), OutputMode::parse)?;
     if mode == OutputMode::Text && info.tokenizer.is_none() {
@@ -64,8 +50,8 @@ pub(crate) fn accept(body: &[u8], context: &RequestContext<'_>) -> Result<Accept
     let settings = fields.sampling_params.unwrap_or_default().0;
     // As in vLLM, the checkpoint's sampling defaults do not reach this endpoint: who trains on the tokens needs
     // them drawn from the distribution that the request describes, and from no other.
-    let mut sampling = settings.resolve(PREFIX, &DefaultSampling::default())?;
-    let range = Range { prefix: PREFIX };
+    let mut sampling = settings.resolve(NESTED, &DefaultSampling::default())?;
+    let range = Range { prefix: NESTED };
     sampling.logprobs = range.count("logprobs", nested::<NestedLogprobs>(body)?.logprobs, 0)?;
     sampling.detokenize = mode == OutputMode::Text && settings.detokenize.unwrap_or(true);
     check_nvext_has_one(&rows, sampling.n, "sampling_params.n")?;
@@ -76,7 +62,7 @@ pub(crate) fn accept(body: &[u8], context: &RequestContext<'_>) -> Result<Accept
     let spell = |param: &str| match param {
         "prompt" => "token_ids".to_owned(),
         "routed_experts_replay" => param.to_owned(),
-        param => format!("{PREFIX}{param}"),
+        param => format!("{NESTED}{param}"),
     };
     let request = common.request(prompt.into(), sampling, &rows, info, spell)?;
     let mut head = common.into_head(context, streaming, &rows, vec![request.prompt.clone()], &request.sampling);

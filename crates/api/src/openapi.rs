@@ -3,6 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use crate::body::write;
+use crate::rows::RowsFormat;
 
 /// Method, path, what it does, the schema of its body and of its answer.
 type Route = (&'static str, &'static str, &'static str, Option<&'static str>, Option<&'static str>);
@@ -72,7 +73,7 @@ fn request(own: Value, required: &[&str]) -> Value {
         "priority": {"type": "integer"},
         "return_routed_experts": {"type": "boolean"},
         "routed_experts_prompt_start": {"type": "integer", "minimum": 0},
-        "routed_experts_format": {"enum": ["object", "npy", "sglang", "dynamo", "list", "nemo", "skyrl"]},
+        "routed_experts_format": {"enum": RowsFormat::NAMES},
         "routed_experts_stream": {"enum": ["final", "delta"]},
         "routed_experts_replay": {"$ref": "#/components/schemas/Rows"},
         "kv_transfer_params": {"type": "object"},

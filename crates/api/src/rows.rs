@@ -17,7 +17,7 @@ pub enum RowsFormat {
 
 impl RowsFormat {
     /// Names on the wire and on the command line.
-    const NAMES: [&str; 7] = ["object", "npy", "sglang", "dynamo", "list", "nemo", "skyrl"];
+    pub(crate) const NAMES: [&str; 7] = ["object", "npy", "sglang", "dynamo", "list", "nemo", "skyrl"];
 
     /// The form of that name.
     pub fn from_name(name: &str) -> Option<Self> {

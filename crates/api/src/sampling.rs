@@ -5,9 +5,24 @@ use std::fmt;
 
 use moetrail_engine::SamplingParams;
 use serde::Deserialize;
-use serde::de::{Deserializer, SeqAccess, Visitor};
+use serde::de::{DeserializeOwned, Deserializer, SeqAccess, Visitor};
 
+use crate::body::{Object, read};
 use crate::error::ApiError;
+
+/// Begins the names of settings that an endpoint has in `sampling_params`.
+pub(crate) const NESTED: &str = "sampling_params.";
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Nested<T> {
+    sampling_params: Option<Object<T>>,
+}
+
+/// Reads what one concern finds in `sampling_params`.
+pub(crate) fn nested<T: DeserializeOwned + Default>(body: &[u8]) -> Result<T, ApiError> {
+    Ok(read::<Nested<T>>(body)?.sampling_params.unwrap_or_default().0)
+}
 
 /// Sampling settings used where a request is silent, from the checkpoint's `generation_config.json`.
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -5,19 +5,16 @@ use std::sync::Arc;
 use moetrail_engine::EngineInfo;
 use moetrail_routes::format::Format;
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
 
 use crate::accept::{Accepted, Common, RequestContext, room};
-use crate::body::{Object, read};
+use crate::body::read;
 use crate::error::ApiError;
 use crate::prompt::{PromptField, Prompts};
 use crate::rows::{RowsDefaults, RowsFields, RowsFormat};
-use crate::sampling::{DefaultSampling, Range, SamplingFields};
+use crate::sampling::{DefaultSampling, NESTED, Range, SamplingFields, nested};
 use crate::sglang_reply::{Scores, SglangReply};
 use crate::stream_options::StreamFields;
 use crate::unsupported::{UnsupportedSampling, UnsupportedSglang, UnsupportedSglangSampling};
-
-const PREFIX: &str = "sampling_params.";
 
 /// SGLang's default of `max_new_tokens`.
 const DEFAULT_MAX_NEW_TOKENS: usize = 128;
@@ -35,17 +32,6 @@ struct SglangFields {
     routed_experts_start_len: Option<i64>,
 }
 
-/// One concern's view of the settings of sampling.
-#[derive(Deserialize)]
-#[serde(bound = "T: Default + DeserializeOwned")]
-struct Nested<T> {
-    sampling_params: Option<Object<T>>,
-}
-
-fn nested<T: Default + DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
-    Ok(read::<Nested<T>>(body)?.sampling_params.map(|Object(settings)| settings).unwrap_or_default())
-}
-
 /// The settings that SGLang spells its own way.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default)]
@@ -61,8 +47,8 @@ pub(crate) fn accept(body: &[u8], context: &RequestContext<'_>) -> Result<Accept
     let fields: SglangFields = read(body)?;
     let common = Common::read(body, context, "")?.named(fields.rid.as_deref());
     read::<UnsupportedSglang>(body)?.check("")?;
-    nested::<UnsupportedSampling>(body)?.check(PREFIX)?;
-    nested::<UnsupportedSglangSampling>(body)?.check(PREFIX)?;
+    nested::<UnsupportedSampling>(body)?.check(NESTED)?;
+    nested::<UnsupportedSglangSampling>(body)?.check(NESTED)?;
     let streaming = read::<StreamFields>(body)?.resolve()?;
     let rows = read::<RowsFields>(body)?.resolve(RowsDefaults {
         other_start: fields.routed_experts_start_len.map(|start| (start, "routed_experts_start_len")),
@@ -72,8 +58,8 @@ pub(crate) fn accept(body: &[u8], context: &RequestContext<'_>) -> Result<Accept
     })?;
     let own: OwnNames = nested(body)?;
     // As in SGLang, the checkpoint's sampling defaults do not reach this endpoint.
-    let mut sampling = nested::<SamplingFields>(body)?.resolve(PREFIX, &DefaultSampling::default())?;
-    let range = Range { prefix: PREFIX };
+    let mut sampling = nested::<SamplingFields>(body)?.resolve(NESTED, &DefaultSampling::default())?;
+    let range = Range { prefix: NESTED };
     sampling.min_tokens = range.count("min_new_tokens", own.min_new_tokens, 0)?.unwrap_or(sampling.min_tokens);
     sampling.seed = own.sampling_seed.map(i64::cast_unsigned).or(sampling.seed);
     sampling.include_stop_str_in_output |= own.no_stop_trim.unwrap_or(false);
@@ -100,9 +86,9 @@ pub(crate) fn accept(body: &[u8], context: &RequestContext<'_>) -> Result<Accept
                 "prompt" => "input_ids".to_owned(),
                 "routed_experts_replay" => param.to_owned(),
                 "logprobs" | "prompt_logprobs" => "top_logprobs_num".to_owned(),
-                "max_tokens" => format!("{PREFIX}max_new_tokens"),
-                "min_tokens" => format!("{PREFIX}min_new_tokens"),
-                param => format!("{PREFIX}{param}"),
+                "max_tokens" => format!("{NESTED}max_new_tokens"),
+                "min_tokens" => format!("{NESTED}min_new_tokens"),
+                param => format!("{NESTED}{param}"),
             };
             common.request(prompt.clone(), sampling, &rows, info, spell)
         })

@@ -102,7 +102,8 @@ pub struct ServeArgs {
     /// Return routed experts to every request that does not refuse them.
     #[arg(long)]
     pub enable_return_routed_experts: bool,
-    /// Encoding of routed experts where a request names none: object or npy.
+    /// Encoding of routed experts where a request names none: object, npy, sglang, dynamo, list, nemo or skyrl [default:
+    /// each endpoint its own].
     #[arg(long, value_name = "FORMAT")]
     pub routed_experts_format: Option<String>,
     /// GiB of host memory for the KV of preempted sequences and evicted prefixes; without any, it is computed again.

@@ -44,8 +44,6 @@ pub(crate) struct EngineThread {
     pub(crate) kv: KvPool,
     pub(crate) capture: Capture,
     pub(crate) swap: SwapSpace,
-    /// Layers that route.
-    pub(crate) moe_layers: usize,
     pub(crate) scheduler: Scheduler,
     pub(crate) batch: Batch,
     pub(crate) live: FxHashMap<RequestKey, Live>,

@@ -154,7 +154,6 @@ impl Engine {
             decoder,
             kv,
             capture,
-            moe_layers: info.routing.as_ref().map_or(0, |routing| routing.moe_layers.len()),
             swap: SwapSpace::new(num_host_blocks, bytes_per_block),
             scheduler,
             batch: Batch::default(),

@@ -152,6 +152,7 @@ impl EngineThread {
             self.stats.rows_captured.inc_by(batch.num_tokens() as u64);
             self.capture.count_selections(&batch.slot_mapping);
         }
+        let moe_layers = self.info.routing.as_ref().map_or(0, |routing| routing.moe_layers.len());
         for scheduled in &batch.scheduled {
             let Some(sequence) = self.scheduler.get(scheduled.seq) else { continue };
             if let Some(rows) = self.choices.get(&scheduled.seq).and_then(|choice| choice.rows.as_ref()) {
@@ -174,7 +175,7 @@ impl EngineThread {
                 let rows = replayed.iter().map(|position| scheduled.rows.start + position - scheduled.first_position);
                 let changed: u32 = rows.map(|row| changed_cells.get(row).copied().unwrap_or(0)).sum();
                 live.replay_stats.rows += replayed.len();
-                live.replay_stats.cells += replayed.len() * self.moe_layers;
+                live.replay_stats.cells += replayed.len() * moe_layers;
                 live.replay_stats.cells_changed += changed as usize;
                 self.stats.replay_rows.inc_by(replayed.len() as u64);
                 self.stats.replay_cells_changed.inc_by(changed.into());

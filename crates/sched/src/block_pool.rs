@@ -83,11 +83,6 @@ impl BlockPool {
         self.blocks[id as usize].hash
     }
 
-    /// The epoch in which the block got its owner: it names the weights that computed it.
-    pub fn epoch(&self, id: u32) -> u64 {
-        self.blocks[id as usize].epoch
-    }
-
     /// The present epoch.
     pub fn current_epoch(&self) -> u64 {
         self.epoch
@@ -147,11 +142,6 @@ impl BlockPool {
         for (_, id) in self.cached.drain() {
             self.blocks[id as usize].hash = None;
         }
-    }
-
-    /// Whether a block of that name is cached.
-    pub fn contains(&self, hash: BlockHash) -> bool {
-        self.cached.contains_key(&hash)
     }
 
     /// Finds a cached block and refers to it.
