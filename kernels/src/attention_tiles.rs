@@ -15,7 +15,7 @@ use crate::packed::PANEL;
 use crate::pool;
 use crate::simd::math::exp;
 use crate::simd::stored::{Stored, StoredBf16, StoredF16, StoredF32};
-use crate::simd::tile::{KindF32, TILE_ROWS, add_products};
+use crate::simd::fused::{FUSED_ROWS, WidenF32, add_products};
 use crate::simd::{Body, LANES, Lanes, dispatch};
 use crate::weights::WeightDtype;
 
@@ -192,7 +192,7 @@ impl<S: Stored> Body for Task<'_, S> {
                 self.load_tile::<L>(end - tile, &starts, &next);
                 let mut query = 0;
                 while query < queries {
-                    let count = (queries - query).min(TILE_ROWS);
+                    let count = (queries - query).min(FUSED_ROWS);
                     self.attend_tile::<L>(tile, query..query + count);
                     query += count;
                 }
@@ -278,8 +278,8 @@ impl<S: Stored> Task<'_, S> {
     unsafe fn attend_tile<L: Lanes>(&mut self, tile: usize, queries: Range<usize>) {
         let (group, head_dim) = (self.shape.group(), self.shape.head_dim);
         let count = queries.len();
-        let mut rows = [self.q.as_ptr(); TILE_ROWS];
-        let mut seen = [(0, 0); TILE_ROWS];
+        let mut rows = [self.q.as_ptr(); FUSED_ROWS];
+        let mut seen = [(0, 0); FUSED_ROWS];
         // The part all of them see is multiplied at once, the rest one query at a time, each in order of position.
         let (mut from, mut to) = (0, TILE);
         let mut any = false;
@@ -305,8 +305,8 @@ impl<S: Stored> Task<'_, S> {
             for i in 0..count * TILE {
                 *scores.add(i) = 0.0;
             }
-            add_products::<L, KindF32>(self.scratch.keys.as_ptr(), &rows[..count], head_dim, scores, TILE);
-            let mut weights = [scores.cast_const(); TILE_ROWS];
+            add_products::<L, WidenF32>(self.scratch.keys.as_ptr(), &rows[..count], head_dim, scores, TILE);
+            let mut weights = [scores.cast_const(); FUSED_ROWS];
             for i in 0..count {
                 weights[i] = scores.add(i * TILE);
                 self.weigh::<L>(scores.add(i * TILE), queries.start + i, seen[i], sums.add(i * width), width);
@@ -323,7 +323,7 @@ impl<S: Stored> Task<'_, S> {
                         common[i] = weights[i].add(from);
                     }
                     let values = values.add(from * PANEL);
-                    add_products::<L, KindF32>(values, &common[..count], to - from, sums.add(panel), width);
+                    add_products::<L, WidenF32>(values, &common[..count], to - from, sums.add(panel), width);
                 }
                 for i in 0..count {
                     let first = if from < to { to } else { seen[i].0 };
@@ -414,7 +414,7 @@ unsafe fn add_values<L: Lanes>(values: *const f32, weights: *const f32, from: us
         // SAFETY: the caller's contract.
         unsafe {
             let rows = [weights.add(from)];
-            add_products::<L, KindF32>(values.add(from * PANEL), &rows, to - from, sums, PANEL);
+            add_products::<L, WidenF32>(values.add(from * PANEL), &rows, to - from, sums, PANEL);
         }
     }
 }

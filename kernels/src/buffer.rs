@@ -81,6 +81,16 @@ impl<T> Shared<T> {
         Shared(slice.as_mut_ptr())
     }
 
+    /// Where element `start` lies.
+    ///
+    /// # Safety
+    /// It lies inside the slice or one past its end; what is written through it keeps to the contract of
+    /// [`Shared::slice`].
+    pub(crate) unsafe fn at(self, start: usize) -> *mut T {
+        // SAFETY: the caller's contract.
+        unsafe { self.0.add(start) }
+    }
+
     /// Part `start..start + len` of the slice this came from.
     ///
     /// # Safety

@@ -1,28 +1,39 @@
-//! The grouped product of routed experts: every touched expert's weights are read once a pass, whatever the number of
-//! rows that chose it.
+//! The experts' products: two jobs, gate and up with SwiGLU for every (expert, rows), then down and the weighted sum for
+//! every part of the output's columns.
+//!
+//! A row's sum runs over its experts by ascending id, whatever the batch: the second job has no two tasks that add to
+//! one element, and writes nothing but the result.
 
 use std::cell::Cell;
 use std::ops::Range;
 
+use crate::acts::{acts_len, with_acts};
 use crate::buffer::{Shared, elements};
+use crate::expert_plan::{ExpertPlan, Group};
 use crate::experts::PackedExperts;
 use crate::form::Form;
-use crate::packed::PANEL;
+use crate::packed::{CHUNK, PANEL};
 use crate::pool;
-use crate::product::with_acts;
+use crate::product::{ByKind, by_kind};
+use crate::scratch::Scratch;
+use crate::simd::kind::{Kind, Sums, chunk_at};
 use crate::simd::math::silu_mul;
-use crate::simd::tile::{Kind, KindBf16, KindF16, KindF32, Sums, TILE_ROWS, add_products, round_row};
-use crate::simd::{Body, LANES, Lanes, dispatch};
-use crate::weights::WeightDtype;
+use crate::simd::{Body, LANES, Lanes};
 
-/// Rows of one pass: bounds the buffers between the products.
-const PASS_ROWS: usize = 1024;
+/// Bytes between the products, which bound the rows of one pass: a pass reads every expert's weights.
+const PASS_BYTES: usize = 256 << 20;
 
-/// Rows of one expert in one task: a large expert is split, so that it does not run alone at the end.
-const TASK_ROWS: usize = 16 * TILE_ROWS;
+/// Bytes of the output that a task of the second job adds to: they stay in its cache.
+const COLUMN_BYTES: usize = 512 << 10;
 
-/// `sum over k of weight_k * down(silu(gate x) * (up x))`: `x` and `out` `[n, hidden]`, `ids` and `weights`
-/// `[n, top_k]`; the operands were checked.
+thread_local! {
+    static PLAN: Cell<ExpertPlan> = const { Cell::new(ExpertPlan::new()) };
+    static MIDDLE: Cell<Scratch> = const { Cell::new(Scratch::new()) };
+    static GATHERED: Cell<Scratch> = const { Cell::new(Scratch::new()) };
+}
+
+/// `sum over the chosen experts of weight * down(silu(gate x) * (up x))`: `x` and `out` `[n, hidden]`, `ids` and
+/// `weights` `[n, top_k]`; the operands were checked.
 pub(crate) fn expert_ffn(
     form: Form,
     x: &[f32],
@@ -36,171 +47,81 @@ pub(crate) fn expert_ffn(
     if top_k == 0 || hidden == 0 {
         return out.fill(0.0);
     }
-    let rows = x.chunks(PASS_ROWS * hidden).zip(out.chunks_mut(PASS_ROWS * hidden));
-    let choices = ids.chunks(PASS_ROWS * top_k).zip(weights.chunks(PASS_ROWS * top_k));
+    let pass_rows = (PASS_BYTES / (4 * top_k * experts.inter().max(1))).max(1);
+    let rows = x.chunks(pass_rows * hidden).zip(out.chunks_mut(pass_rows * hidden));
+    let choices = ids.chunks(pass_rows * top_k).zip(weights.chunks(pass_rows * top_k));
     for ((x, out), (ids, weights)) in rows.zip(choices) {
+        by_kind(form, experts.dtype(), Pass { form, x, ids, weights, top_k, experts, out });
+    }
+}
+
+/// Some rows of a batch.
+struct Pass<'a> {
+    form: Form,
+    x: &'a [f32],
+    ids: &'a [u32],
+    weights: &'a [f32],
+    top_k: usize,
+    experts: &'a PackedExperts,
+    out: &'a mut [f32],
+}
+
+impl ByKind for Pass<'_> {
+    type Output = ();
+
+    fn run<K: Kind>(self) {
+        let experts = self.experts;
         let mut plan = PLAN.take();
-        plan.group(ids, top_k, experts.num_experts());
-        match experts.dtype() {
-            WeightDtype::F32 => pass::<KindF32>(form, x, &mut plan, experts),
-            WeightDtype::F16 => pass::<KindF16>(form, x, &mut plan, experts),
-            WeightDtype::BF16 => {
-                with_acts::<KindBf16, _>(form, x, hidden, |x| pass::<KindBf16>(form, x, &mut plan, experts));
-            }
-        }
-        combine(form, weights, top_k, hidden, &plan.down, out);
+        plan.group(self.ids, self.top_k, experts.num_experts(), K::BLOCK);
+        let mut middle = MIDDLE.take();
+        let acts = middle.take::<K::Act>(plan.rows(K::BLOCK) * experts.down.shape().depth());
+        with_acts::<K, _>(self.form, self.x, experts.hidden(), |x| gate_up::<K>(self.form, x, &plan, experts, acts));
+        down::<K>(self.form, acts, self.weights, &plan, experts, self.out);
+        MIDDLE.set(middle);
         PLAN.set(plan);
     }
 }
 
-thread_local! {
-    static PLAN: Cell<Plan> = const { Cell::new(Plan::new()) };
+/// Tasks for every thread, so many that none waits long for another at the end.
+fn enough_tasks() -> usize {
+    16 * pool::threads()
 }
 
-/// Which rows go to which expert, and the buffers between the products; kept from call to call.
-struct Plan {
-    /// (row, k) pairs `row * top_k + k`, grouped by expert, in row order within one.
-    pairs: Vec<u32>,
-    top_k: usize,
-    /// Parts of `pairs` with one expert, of at most `TASK_ROWS` pairs.
-    groups: Vec<Group>,
-    /// Where each expert's next pair goes.
-    cursor: Vec<u32>,
-    /// `silu(gate x) * (up x)` as the down product reads it, `[pairs, depth(inter)]`.
-    middle: Vec<f32>,
-    /// `[row * top_k + k, hidden]`
-    down: Vec<f32>,
-}
-
-#[derive(Clone)]
-struct Group {
-    expert: usize,
-    pairs: Range<usize>,
-}
-
-impl Default for Plan {
-    fn default() -> Self {
-        Plan::new()
-    }
-}
-
-impl Plan {
-    const fn new() -> Plan {
-        Plan {
-            pairs: Vec::new(),
-            top_k: 1,
-            groups: Vec::new(),
-            cursor: Vec::new(),
-            middle: Vec::new(),
-            down: Vec::new(),
-        }
-    }
-
-    /// Counting sort of the pairs by expert.
-    fn group(&mut self, ids: &[u32], top_k: usize, num_experts: usize) {
-        self.top_k = top_k;
-        self.cursor.clear();
-        self.cursor.resize(num_experts, 0);
-        for &id in ids {
-            self.cursor[id as usize] += 1;
-        }
-        self.groups.clear();
-        let mut start = 0;
-        for (expert, cursor) in self.cursor.iter_mut().enumerate() {
-            let count = std::mem::replace(cursor, start as u32) as usize;
-            let end = start + count;
-            for first in (start..end).step_by(TASK_ROWS) {
-                self.groups.push(Group { expert, pairs: first..end.min(first + TASK_ROWS) });
-            }
-            start = end;
-        }
-        self.pairs.resize(ids.len(), 0);
-        for (pair, &id) in ids.iter().enumerate() {
-            let cursor = &mut self.cursor[id as usize];
-            self.pairs[*cursor as usize] = pair as u32;
-            *cursor += 1;
-        }
-    }
-}
-
-/// Both products of every pair: leaves `plan.down`.
-fn pass<K: Kind>(form: Form, acts: &[f32], plan: &mut Plan, experts: &PackedExperts) {
-    let (hidden, inter) = (experts.hidden(), experts.inter());
-    let count = plan.pairs.len();
-    let depth = hidden.next_multiple_of(K::PER_STEP);
-    let middle_depth = inter.next_multiple_of(K::PER_STEP);
-    grow(&mut plan.middle, count * middle_depth);
-    grow(&mut plan.down, count * hidden);
-
-    let inter_panels = inter.div_ceil(PANEL);
-    let middle = Shared::new(&mut plan.middle);
-    let (pairs, top_k, groups) = (&plan.pairs, plan.top_k, &plan.groups);
-    pool::run(groups.len() * inter_panels, &|task| {
-        let (group, panel) = (&groups[task / inter_panels], task % inter_panels);
-        let first = experts.gate_panel(group.expert, panel);
+fn gate_up<K: Kind>(form: Form, acts: &[K::Act], plan: &ExpertPlan, experts: &PackedExperts, middle: &mut [K::Act]) {
+    let panels = experts.inter().div_ceil(PANEL);
+    let parts = enough_tasks().div_ceil(plan.groups.len().max(1)).min(panels);
+    let together = panels.div_ceil(parts.max(1)).max(1);
+    let parts = panels.div_ceil(together);
+    let middle = Shared::new(middle);
+    pool::run(plan.groups.len() * parts, &|task| {
+        let (group, part) = (&plan.groups[task / parts], task % parts);
+        let mut gathered = GATHERED.take();
         let body = GateUp::<K> {
-            gate: elements(experts.gate_up.panel_bytes(first)),
-            up: elements(experts.gate_up.panel_bytes(first + 1)),
+            experts,
             acts,
-            depth,
-            pairs: &pairs[group.pairs.clone()],
-            top_k,
+            plan,
+            group,
+            panels: part * together..panels.min((part + 1) * together),
+            gathered: gathered.take(acts_len::<K>(group.pairs.len(), experts.gate_up.shape().depth())),
             middle,
-            first: group.pairs.start,
-            middle_depth,
-            panel,
-            width: (inter - panel * PANEL).min(PANEL),
         };
-        dispatch(form, body);
-    });
-
-    // A few panels a task where experts have few rows: a down panel is small.
-    let hidden_panels = hidden.div_ceil(PANEL);
-    let together = if count / groups.len().max(1) < 2 * TILE_ROWS { 4 } else { 1 };
-    let tasks = hidden_panels.div_ceil(together);
-    let down = Shared::new(&mut plan.down);
-    let middle = &plan.middle;
-    pool::run(groups.len() * tasks, &|task| {
-        let (group, part) = (&groups[task / tasks], task % tasks);
-        for panel in part * together..hidden_panels.min((part + 1) * together) {
-            let body = Down::<K> {
-                panel: elements(experts.down.panel_bytes(experts.down_panel(group.expert, panel))),
-                middle: &middle[group.pairs.start * middle_depth..group.pairs.end * middle_depth],
-                depth: middle_depth,
-                pairs: &pairs[group.pairs.clone()],
-                down,
-                hidden,
-                first_out: panel * PANEL,
-                width: (hidden - panel * PANEL).min(PANEL),
-            };
-            dispatch(form, body);
-        }
+        K::dispatch(form, body);
+        GATHERED.set(gathered);
     });
 }
 
-fn grow<T: Clone + Default>(buffer: &mut Vec<T>, len: usize) {
-    if buffer.len() < len {
-        buffer.resize(len, T::default());
-    }
-}
-
-/// One panel of gate and up for the pairs of one group.
+/// Some panels of gate and up for the pairs of one group.
 struct GateUp<'a, K: Kind> {
-    gate: &'a [K::Weight],
-    up: &'a [K::Weight],
-    /// `[rows, depth]`
-    acts: &'a [f32],
-    depth: usize,
-    pairs: &'a [u32],
-    top_k: usize,
-    /// `[all pairs, middle_depth]`
-    middle: Shared<f32>,
-    /// Index of this group's first pair.
-    first: usize,
-    middle_depth: usize,
-    panel: usize,
-    /// Lanes that are outputs.
-    width: usize,
+    experts: &'a PackedExperts,
+    /// `[rows, depth(hidden)]`
+    acts: &'a [K::Act],
+    plan: &'a ExpertPlan,
+    group: &'a Group,
+    panels: Range<usize>,
+    /// The group's rows of `acts`.
+    gathered: &'a mut [K::Act],
+    /// `[plan.rows, depth(inter)]`
+    middle: Shared<K::Act>,
 }
 
 impl<K: Kind> Body for GateUp<'_, K> {
@@ -208,58 +129,103 @@ impl<K: Kind> Body for GateUp<'_, K> {
 
     #[inline(always)]
     unsafe fn run<L: Lanes>(self) {
-        let len = self.depth * PANEL;
-        assert!(self.gate.len() >= len && self.up.len() >= len, "a panel has the whole depth");
-        let mut done = 0;
-        while done < self.pairs.len() {
-            let count = (self.pairs.len() - done).min(TILE_ROWS);
-            let mut rows = [self.acts.as_ptr(); TILE_ROWS];
-            for i in 0..count {
-                let row = self.pairs[done + i] as usize / self.top_k;
-                rows[i] = self.acts[row * self.depth..(row + 1) * self.depth].as_ptr();
+        let GateUp { experts, group, .. } = self;
+        let (depth, inter) = (experts.gate_up.shape().depth(), experts.inter());
+        let middle_depth = experts.down.shape().depth();
+        let pairs = &self.plan.pairs[group.pairs.clone()];
+        for (i, &pair) in pairs.iter().enumerate() {
+            let row = pair as usize / self.plan.top_k;
+            for chunk in 0..depth / CHUNK {
+                let from = &self.acts[chunk_at::<K>(depth, row, chunk)..][..CHUNK];
+                self.gathered[chunk_at::<K>(depth, i, chunk)..][..CHUNK].copy_from_slice(from);
             }
-            let mut gate: [Sums; TILE_ROWS] = [[0.0; PANEL]; TILE_ROWS];
-            let mut up: [Sums; TILE_ROWS] = [[0.0; PANEL]; TILE_ROWS];
-            // SAFETY: the panels' lengths were checked, every row has `depth` activations, the sums have `count` rows.
-            unsafe {
-                let rows = &rows[..count];
-                add_products::<L, K>(self.gate.as_ptr(), rows, self.depth, gate.as_mut_ptr().cast(), PANEL);
-                add_products::<L, K>(self.up.as_ptr(), rows, self.depth, up.as_mut_ptr().cast(), PANEL);
-            }
-            for i in 0..count {
-                let row = (self.first + done + i) * self.middle_depth;
-                let at = row + self.panel * PANEL;
-                // SAFETY: this task alone writes this pair's part of this panel, inside the buffer.
-                let to = unsafe { self.middle.slice(at, self.width.next_multiple_of(K::PER_STEP)) };
-                // SAFETY: the form's instructions are available here; `to` holds `width` activations.
+        }
+        // SAFETY: a group has its rows to itself, and every task of it writes other chunks of them.
+        let middle = unsafe { self.middle.at(group.first_row * middle_depth) };
+        let (mut gate, mut up) = (Sums::new(), Sums::new());
+        for panel in self.panels {
+            let first = experts.gate_panel(group.expert, panel);
+            let gate_panel: &[K::Weight] = elements(experts.gate_up.panel_bytes(first));
+            let up_panel: &[K::Weight] = elements(experts.gate_up.panel_bytes(first + 1));
+            assert!(gate_panel.len() >= depth * PANEL && up_panel.len() >= depth * PANEL, "a panel has the whole depth");
+            let width = (inter - panel * PANEL).min(PANEL);
+            let mut done = 0;
+            while done < pairs.len() {
+                let count = (pairs.len() - done).min(K::ROWS);
+                // SAFETY: the panels' lengths were checked; the gathered rows are whole blocks; a row's chunks lie
+                // inside the buffer, and this task alone writes those of this panel.
                 unsafe {
-                    let mut lane = 0;
-                    while lane < PANEL {
-                        let (g, u) = (L::load(gate[i].as_ptr().add(lane)), L::load(up[i].as_ptr().add(lane)));
-                        silu_mul(g, u).store(gate[i].as_mut_ptr().add(lane));
-                        lane += LANES;
+                    let acts = self.gathered.as_ptr().add(done * depth);
+                    K::products::<L>(gate_panel.as_ptr(), acts, depth, count, done == 0, &mut gate);
+                    K::products::<L>(up_panel.as_ptr(), acts, depth, count, done == 0, &mut up);
+                    for i in 0..count {
+                        swiglu::<L>(&mut gate.0[i], &up.0[i]);
+                        let mut lane = 0;
+                        while lane < width {
+                            let at = chunk_at::<K>(middle_depth, done + i, (panel * PANEL + lane) / CHUNK);
+                            K::put::<L>(gate.0[i].as_ptr().add(lane), (width - lane).min(CHUNK), middle.add(at));
+                            lane += CHUNK;
+                        }
                     }
-                    round_row::<L, K>(gate[i].as_ptr(), self.width, to.as_mut_ptr());
                 }
+                done += count;
             }
-            done += count;
         }
     }
 }
 
-/// One panel of down for the pairs of one group.
+/// `gate = silu(gate) * up`.
+///
+/// # Safety
+/// As the methods of [`Lanes`].
+#[inline(always)]
+unsafe fn swiglu<L: Lanes>(gate: &mut [f32; PANEL], up: &[f32; PANEL]) {
+    let mut lane = 0;
+    while lane < PANEL {
+        // SAFETY: the caller's contract.
+        unsafe {
+            let to = gate.as_mut_ptr().add(lane);
+            silu_mul(L::load(to), L::load(up.as_ptr().add(lane))).store(to);
+        }
+        lane += LANES;
+    }
+}
+
+fn down<K: Kind>(
+    form: Form,
+    middle: &[K::Act],
+    weights: &[f32],
+    plan: &ExpertPlan,
+    experts: &PackedExperts,
+    out: &mut [f32],
+) {
+    let hidden = experts.hidden();
+    let panels = hidden.div_ceil(PANEL);
+    let n = out.len() / hidden;
+    // Wide parts read the middle less often, narrow ones keep their output in the cache and every thread busy.
+    let cached = COLUMN_BYTES / (n * PANEL * 4);
+    let shared_out = panels / (2 * pool::threads());
+    let together = cached.min(shared_out).max(1);
+    let out = Shared::new(out);
+    pool::run(panels.div_ceil(together), &|task| {
+        let panels = task * together..panels.min((task + 1) * together);
+        K::dispatch(form, Down::<K> { experts, middle, weights, plan, panels, n, out });
+    });
+}
+
+/// Some columns of the output, for all rows.
 struct Down<'a, K: Kind> {
-    panel: &'a [K::Weight],
-    /// `[pairs of the group, depth]`
-    middle: &'a [f32],
-    depth: usize,
-    pairs: &'a [u32],
-    /// `[all pairs in row order, hidden]`
-    down: Shared<f32>,
-    hidden: usize,
-    first_out: usize,
-    /// Lanes that are outputs.
-    width: usize,
+    experts: &'a PackedExperts,
+    /// `[plan.rows, depth(inter)]`
+    middle: &'a [K::Act],
+    /// By pair.
+    weights: &'a [f32],
+    plan: &'a ExpertPlan,
+    panels: Range<usize>,
+    /// Rows of the output.
+    n: usize,
+    /// `[n, hidden]`
+    out: Shared<f32>,
 }
 
 impl<K: Kind> Body for Down<'_, K> {
@@ -267,87 +233,57 @@ impl<K: Kind> Body for Down<'_, K> {
 
     #[inline(always)]
     unsafe fn run<L: Lanes>(self) {
-        assert!(self.panel.len() >= self.depth * PANEL, "a panel has the whole depth");
-        let mut done = 0;
-        while done < self.pairs.len() {
-            let count = (self.pairs.len() - done).min(TILE_ROWS);
-            let mut rows = [self.middle.as_ptr(); TILE_ROWS];
-            for i in 0..count {
-                rows[i] = self.middle[(done + i) * self.depth..(done + i + 1) * self.depth].as_ptr();
+        let Down { experts, plan, .. } = self;
+        let (hidden, depth) = (experts.hidden(), experts.down.shape().depth());
+        let columns = self.panels.start * PANEL..hidden.min(self.panels.end * PANEL);
+        for row in 0..self.n {
+            // SAFETY: this task alone writes these columns, inside the output.
+            unsafe { self.out.slice(row * hidden + columns.start, columns.len()) }.fill(0.0);
+        }
+        let mut sums = Sums::new();
+        for group in &plan.groups {
+            let pairs = &plan.pairs[group.pairs.clone()];
+            let middle = &self.middle[group.first_row * depth..][..acts_len::<K>(pairs.len(), depth)];
+            for panel in self.panels.clone() {
+                let weights: &[K::Weight] = elements(experts.down.panel_bytes(experts.down_panel(group.expert, panel)));
+                assert!(weights.len() >= depth * PANEL, "a panel has the whole depth");
+                let width = (hidden - panel * PANEL).min(PANEL);
+                let mut done = 0;
+                while done < pairs.len() {
+                    let count = (pairs.len() - done).min(K::ROWS);
+                    // SAFETY: the panel's length was checked; the group's rows are whole blocks.
+                    unsafe {
+                        let acts = middle.as_ptr().add(done * depth);
+                        K::products::<L>(weights.as_ptr(), acts, depth, count, done == 0, &mut sums);
+                    }
+                    for i in 0..count {
+                        let pair = pairs[done + i] as usize;
+                        // SAFETY: as for the columns above.
+                        let to = unsafe { self.out.slice(pair / plan.top_k * hidden + panel * PANEL, width) };
+                        // SAFETY: the form's instructions are available here.
+                        unsafe { add_weighted::<L>(to, self.weights[pair], &sums.0[i]) };
+                    }
+                    done += count;
+                }
             }
-            let mut sums: [Sums; TILE_ROWS] = [[0.0; PANEL]; TILE_ROWS];
-            // SAFETY: the panel's length was checked, every row has `depth` activations, the sums have `count` rows.
-            unsafe {
-                let panel = self.panel.as_ptr();
-                add_products::<L, K>(panel, &rows[..count], self.depth, sums.as_mut_ptr().cast(), PANEL);
-            }
-            for i in 0..count {
-                let at = self.pairs[done + i] as usize * self.hidden + self.first_out;
-                // SAFETY: a pair belongs to one group, and this task alone writes this panel of it.
-                let to = unsafe { self.down.slice(at, self.width) };
-                to.copy_from_slice(&sums[i][..self.width]);
-            }
-            done += count;
         }
     }
 }
 
-/// `out[row] = sum over k, in order, of weights[row, k] * down[row, k]`.
-fn combine(form: Form, weights: &[f32], top_k: usize, hidden: usize, down: &[f32], out: &mut [f32]) {
-    let n = out.len() / hidden;
-    let rows = (32768 / (top_k * hidden)).max(1);
-    let shared = Shared::new(out);
-    pool::run(n.div_ceil(rows), &|task| {
-        let range = task * rows..n.min((task + 1) * rows);
-        dispatch(
-            form,
-            Combine {
-                weights: &weights[range.start * top_k..range.end * top_k],
-                top_k,
-                down: &down[range.start * top_k * hidden..range.end * top_k * hidden],
-                hidden,
-                // SAFETY: each task has rows of its own.
-                out: unsafe { shared.slice(range.start * hidden, range.len() * hidden) },
-            },
-        );
-    });
-}
-
-struct Combine<'a> {
-    /// `[rows, top_k]`
-    weights: &'a [f32],
-    top_k: usize,
-    /// `[rows, top_k, hidden]`
-    down: &'a [f32],
-    hidden: usize,
-    /// `[rows, hidden]`
-    out: &'a mut [f32],
-}
-
-impl Body for Combine<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    unsafe fn run<L: Lanes>(self) {
-        let rows = self.out.len() / self.hidden;
-        assert!(self.down.len() >= rows * self.top_k * self.hidden, "every pair was computed");
-        for row in 0..rows {
-            let weights = &self.weights[row * self.top_k..][..self.top_k];
-            let mut at = 0;
-            while at < self.hidden {
-                let count = (self.hidden - at).min(LANES);
-                // SAFETY: the lengths were checked; `at + count` stays inside a row.
-                unsafe {
-                    let mut sum = L::splat(0.0);
-                    let mut from = self.down.as_ptr().add(row * self.top_k * self.hidden + at);
-                    for k in 0..self.top_k {
-                        sum = L::load_part(from, count).mul_add(L::splat(weights[k]), sum);
-                        from = from.wrapping_add(self.hidden);
-                    }
-                    sum.store_part(self.out.as_mut_ptr().add(row * self.hidden + at), count);
-                }
-                at += LANES;
-            }
+/// `to += weight * from`.
+///
+/// # Safety
+/// As the methods of [`Lanes`].
+#[inline(always)]
+unsafe fn add_weighted<L: Lanes>(to: &mut [f32], weight: f32, from: &[f32; PANEL]) {
+    let mut lane = 0;
+    while lane < to.len() {
+        let count = (to.len() - lane).min(LANES);
+        // SAFETY: `lane + count` stays inside both.
+        unsafe {
+            let (from, to) = (L::load(from.as_ptr().add(lane)), to.as_mut_ptr().add(lane));
+            from.mul_add(L::splat(weight), L::load_part(to, count)).store_part(to, count);
         }
+        lane += LANES;
     }
 }

@@ -1,16 +1,22 @@
 use std::fmt;
 use std::sync::OnceLock;
 
+#[cfg(target_arch = "x86_64")]
+use crate::simd::amx;
+
 /// Which CPU form of the kernels runs; chosen once per process.
 ///
 /// The forms differ from each other within stated bounds; inside one form every result is bit-exact
 /// whatever the batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Form {
-    /// 512-bit vectors (`avx512f`, `bw`, `vl`, `dq`).
+    /// As [`Form::Avx512`], with products of bf16 pairs on matrix tiles (`amx_bf16`).
+    Amx,
+    /// As [`Form::Avx512`], with products of bf16 pairs by `vdpbf16ps`.
     ///
-    /// bf16 weights are widened in registers: where `vdpbf16ps` was measured (Sapphire Rapids) it does half the
-    /// arithmetic of two fused products, and it flushes denormals.
+    /// Twice the arithmetic of fused products on AMD's Zen 4; half of it on Intel's Sapphire Rapids.
+    Avx512Bf16,
+    /// 512-bit vectors (`avx512f`, `bw`, `vl`, `dq`); bf16 weights are widened in registers.
     Avx512,
     /// 256-bit vectors (`avx2`, `fma`, `f16c`).
     Avx2,
@@ -28,7 +34,12 @@ impl Form {
 
     /// Every form this machine can run, fastest first; `Scalar` is always the last.
     pub fn available() -> Vec<Form> {
-        [Form::Avx512, Form::Avx2, Form::Scalar].into_iter().filter(|form| form.is_supported()).collect()
+        let wide = match is_intel() {
+            true => [Form::Avx512, Form::Avx512Bf16],
+            false => [Form::Avx512Bf16, Form::Avx512],
+        };
+        let all = [Form::Amx, wide[0], wide[1], Form::Avx2, Form::Scalar];
+        all.into_iter().filter(|form| form.is_supported()).collect()
     }
 
     /// The form in use: the one that was set, else `MOETRAIL_CPU_FORM` where this machine can run
@@ -45,19 +56,29 @@ impl Form {
         form.is_supported() && CURRENT.set(form).is_ok()
     }
 
-    /// The form called `avx512`, `avx2` or `scalar`.
+    /// Every form, whether or not this machine has it.
+    pub const ALL: [Form; 5] = [Form::Amx, Form::Avx512Bf16, Form::Avx512, Form::Avx2, Form::Scalar];
+
+    /// The form called `amx`, `avx512bf16`, `avx512`, `avx2` or `scalar`.
     pub fn from_name(name: &str) -> Option<Form> {
-        match name.to_ascii_lowercase().as_str() {
-            "avx512" => Some(Form::Avx512),
-            "avx2" => Some(Form::Avx2),
-            "scalar" => Some(Form::Scalar),
-            _ => None,
+        Form::ALL.into_iter().find(|form| form.name() == name.to_ascii_lowercase())
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Form::Amx => "amx",
+            Form::Avx512Bf16 => "avx512bf16",
+            Form::Avx512 => "avx512",
+            Form::Avx2 => "avx2",
+            Form::Scalar => "scalar",
         }
     }
 
     #[cfg(target_arch = "x86_64")]
     pub(crate) fn is_supported(self) -> bool {
         match self {
+            Form::Amx => Form::Avx512.is_supported() && is_x86_feature_detected!("avx512bf16") && amx::is_granted(),
+            Form::Avx512Bf16 => Form::Avx512.is_supported() && is_x86_feature_detected!("avx512bf16"),
             Form::Avx512 => {
                 is_x86_feature_detected!("avx512f")
                     && is_x86_feature_detected!("avx512bw")
@@ -78,13 +99,20 @@ impl Form {
     }
 }
 
+#[cfg(target_arch = "x86_64")]
+fn is_intel() -> bool {
+    let leaf = std::arch::x86_64::__cpuid(0);
+    [leaf.ebx, leaf.edx, leaf.ecx].map(u32::to_le_bytes).concat() == b"GenuineIntel"
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn is_intel() -> bool {
+    false
+}
+
 impl fmt::Display for Form {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.write_str(match self {
-            Form::Avx512 => "avx512",
-            Form::Avx2 => "avx2",
-            Form::Scalar => "scalar",
-        })
+        out.write_str(self.name())
     }
 }
 
@@ -94,7 +122,7 @@ mod tests {
 
     #[test]
     fn names_round_trip_and_the_scalar_form_always_runs() {
-        for form in [Form::Avx512, Form::Avx2, Form::Scalar] {
+        for form in Form::ALL {
             assert_eq!(Form::from_name(&form.to_string()), Some(form));
         }
         assert_eq!(Form::from_name("neon"), None);

@@ -11,11 +11,13 @@
 #![allow(clippy::needless_range_loop)]
 
 mod activation;
+mod acts;
 mod attention;
 mod attention_tiles;
 mod buffer;
 mod error;
 mod expert_ffn;
+mod expert_plan;
 mod expert_product;
 mod experts;
 mod form;
@@ -30,6 +32,7 @@ pub mod reference;
 mod replay;
 mod rope;
 mod router;
+mod scratch;
 mod simd;
 mod tensor;
 mod weights;

@@ -4,7 +4,7 @@
 //! float32, float16   [out / 64][in][64]             one weight an output
 //! bfloat16           [out / 64][in / 2][64][2]      one pair of neighbouring inputs an output
 //! ```
-//! `out` is padded to whole panels and an odd `in` to a whole pair, both with zeros.
+//! `out` is padded to whole panels and `in` to whole chunks of 32, both with zeros.
 
 use std::sync::Arc;
 
@@ -17,6 +17,9 @@ use crate::weights::{WeightDtype, WeightView};
 
 /// Outputs of one panel.
 pub const PANEL: usize = 64;
+
+/// Inputs of one chunk: what a matrix tile multiplies at once.
+pub(crate) const CHUNK: usize = 32;
 
 /// A weight matrix `[out, in]` in the layout the products read; a clone shares the bytes.
 #[derive(Clone)]
@@ -34,12 +37,9 @@ pub(crate) struct PackedShape {
 }
 
 impl PackedShape {
-    /// Inputs of a panel, the padding of an odd bf16 row included.
+    /// Inputs of a panel, padding included.
     pub(crate) fn depth(self) -> usize {
-        match self.dtype {
-            WeightDtype::BF16 => self.inp.next_multiple_of(2),
-            WeightDtype::F32 | WeightDtype::F16 => self.inp,
-        }
+        self.inp.next_multiple_of(CHUNK)
     }
 
     pub(crate) fn panels(self) -> usize {

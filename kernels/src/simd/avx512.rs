@@ -14,6 +14,16 @@ pub(super) unsafe fn run<B: Body>(body: B) -> B::Output {
     unsafe { body.run::<Avx512>() }
 }
 
+/// As [`run`], for bodies that multiply bf16 pairs.
+///
+/// # Safety
+/// As [`run`].
+#[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
+pub(super) unsafe fn run_bf16<B: Body>(body: B) -> B::Output {
+    // SAFETY: as above.
+    unsafe { body.run::<Avx512>() }
+}
+
 #[inline(always)]
 unsafe fn first(count: usize) -> __mmask16 {
     ((1u32 << count) - 1) as __mmask16

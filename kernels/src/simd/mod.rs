@@ -5,13 +5,16 @@
 //! inlined into the dispatching one would be compiled for the baseline machine.
 
 #[cfg(target_arch = "x86_64")]
+pub(crate) mod amx;
+#[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+pub(crate) mod fused;
+pub(crate) mod kind;
 pub(crate) mod math;
 mod portable;
 pub(crate) mod stored;
-pub(crate) mod tile;
 
 use crate::form::Form;
 
@@ -151,9 +154,9 @@ pub(crate) trait Body {
 #[inline]
 pub(crate) fn dispatch<B: Body>(form: Form, body: B) -> B::Output {
     match form {
-        // SAFETY: the form's instructions were detected.
+        // SAFETY: the form's instructions were detected; the wider forms have those of the narrower.
         #[cfg(target_arch = "x86_64")]
-        Form::Avx512 if form.is_supported() => unsafe { avx512::run(body) },
+        Form::Amx | Form::Avx512Bf16 | Form::Avx512 if form.is_supported() => unsafe { avx512::run(body) },
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
         Form::Avx2 if form.is_supported() => unsafe { avx2::run(body) },

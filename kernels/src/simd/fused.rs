@@ -1,23 +1,19 @@
-//! The product of a few rows with one panel of 64 outputs: the inner loop of every projection, and of attention.
+//! The product of a few rows with one panel of 64 outputs by fused multiply-adds in f32.
 //!
-//! Each output lane is summed over the inputs in order, whatever the number of rows, so all tile shapes give the same
-//! bits.
+//! Each output lane is summed over the inputs in order, whatever the number of rows, so all shapes give the same bits.
 
 use super::{LANES, Lanes};
 use crate::buffer::Plain;
 use crate::packed::PANEL;
-use crate::weights::WeightDtype;
 
-/// Rows of the tallest tile: as many as leave the sums in registers.
-pub(crate) const TILE_ROWS: usize = 6;
+/// Rows of the tallest block: as many as leave the sums in registers.
+pub(crate) const FUSED_ROWS: usize = 6;
 
 /// Vectors of a panel.
 const VECTORS: usize = PANEL / LANES;
 
 /// How the weights of a dtype lie in a panel and come to be f32.
-pub(crate) trait Kind: 'static {
-    /// The dtype.
-    const DTYPE: WeightDtype;
+pub(crate) trait Widen: 'static {
     /// An element of the panel.
     type Weight: Plain;
     /// Neighbouring inputs that lie together for each output.
@@ -40,14 +36,13 @@ pub(crate) trait Kind: 'static {
 }
 
 /// f32 weights.
-pub(crate) struct KindF32;
+pub(crate) struct WidenF32;
 /// f16 weights.
-pub(crate) struct KindF16;
+pub(crate) struct WidenF16;
 /// Pairs of bf16 weights; activations are rounded to bf16.
-pub(crate) struct KindBf16;
+pub(crate) struct WidenBf16;
 
-impl Kind for KindF32 {
-    const DTYPE: WeightDtype = WeightDtype::F32;
+impl Widen for WidenF32 {
     type Weight = f32;
     const PER_STEP: usize = 1;
     #[inline(always)]
@@ -57,8 +52,7 @@ impl Kind for KindF32 {
     }
 }
 
-impl Kind for KindF16 {
-    const DTYPE: WeightDtype = WeightDtype::F16;
+impl Widen for WidenF16 {
     type Weight = u16;
     const PER_STEP: usize = 1;
     #[inline(always)]
@@ -68,8 +62,7 @@ impl Kind for KindF16 {
     }
 }
 
-impl Kind for KindBf16 {
-    const DTYPE: WeightDtype = WeightDtype::BF16;
+impl Widen for WidenBf16 {
     type Weight = u16;
     const PER_STEP: usize = 2;
     #[inline(always)]
@@ -84,18 +77,15 @@ impl Kind for KindBf16 {
     }
 }
 
-/// One row's sums over a panel.
-pub(crate) type Sums = [f32; PANEL];
-
-/// Adds to `sums` (`rows.len() <= TILE_ROWS` rows of `[64]`, `stride` elements apart) the products of each row's
+/// Adds to `sums` (`rows.len() <= FUSED_ROWS` rows of `[64]`, `stride` elements apart) the products of each row's
 /// first `depth` activations with the panel.
 ///
 /// # Safety
 /// As the methods of [`Lanes`]; the panel holds `depth * 64` weights, every row `depth` activations, and `depth` is a
 /// multiple of `PER_STEP`.
 #[inline(always)]
-pub(crate) unsafe fn add_products<L: Lanes, K: Kind>(
-    panel: *const K::Weight,
+pub(crate) unsafe fn add_products<L: Lanes, W: Widen>(
+    panel: *const W::Weight,
     rows: &[*const f32],
     depth: usize,
     sums: *mut f32,
@@ -105,28 +95,28 @@ pub(crate) unsafe fn add_products<L: Lanes, K: Kind>(
     unsafe {
         match rows.len() {
             0 => {}
-            1 => tile::<L, K, 1, VECTORS>(panel, rows.as_ptr(), depth, sums, stride),
+            1 => block::<L, W, 1, VECTORS>(panel, rows.as_ptr(), depth, sums, stride),
             count if L::WHOLE_PANEL => match count {
-                2 => tile::<L, K, 2, VECTORS>(panel, rows.as_ptr(), depth, sums, stride),
-                3 => tile::<L, K, 3, VECTORS>(panel, rows.as_ptr(), depth, sums, stride),
-                4 => tile::<L, K, 4, VECTORS>(panel, rows.as_ptr(), depth, sums, stride),
-                5 => tile::<L, K, 5, VECTORS>(panel, rows.as_ptr(), depth, sums, stride),
-                _ => tile::<L, K, 6, VECTORS>(panel, rows.as_ptr(), depth, sums, stride),
+                2 => block::<L, W, 2, VECTORS>(panel, rows.as_ptr(), depth, sums, stride),
+                3 => block::<L, W, 3, VECTORS>(panel, rows.as_ptr(), depth, sums, stride),
+                4 => block::<L, W, 4, VECTORS>(panel, rows.as_ptr(), depth, sums, stride),
+                5 => block::<L, W, 5, VECTORS>(panel, rows.as_ptr(), depth, sums, stride),
+                _ => block::<L, W, 6, VECTORS>(panel, rows.as_ptr(), depth, sums, stride),
             },
             2 => {
-                tile::<L, K, 2, 2>(panel, rows.as_ptr(), depth, sums, stride);
-                let (panel, sums) = (panel.add(2 * LANES * K::PER_STEP), sums.add(2 * LANES));
-                tile::<L, K, 2, 2>(panel, rows.as_ptr(), depth, sums, stride);
+                block::<L, W, 2, 2>(panel, rows.as_ptr(), depth, sums, stride);
+                let (panel, sums) = (panel.add(2 * LANES * W::PER_STEP), sums.add(2 * LANES));
+                block::<L, W, 2, 2>(panel, rows.as_ptr(), depth, sums, stride);
             }
             count => {
                 for vector in 0..VECTORS {
-                    let panel = panel.add(vector * LANES * K::PER_STEP);
+                    let panel = panel.add(vector * LANES * W::PER_STEP);
                     let sums = sums.add(vector * LANES);
                     match count {
-                        3 => tile::<L, K, 3, 1>(panel, rows.as_ptr(), depth, sums, stride),
-                        4 => tile::<L, K, 4, 1>(panel, rows.as_ptr(), depth, sums, stride),
-                        5 => tile::<L, K, 5, 1>(panel, rows.as_ptr(), depth, sums, stride),
-                        _ => tile::<L, K, 6, 1>(panel, rows.as_ptr(), depth, sums, stride),
+                        3 => block::<L, W, 3, 1>(panel, rows.as_ptr(), depth, sums, stride),
+                        4 => block::<L, W, 4, 1>(panel, rows.as_ptr(), depth, sums, stride),
+                        5 => block::<L, W, 5, 1>(panel, rows.as_ptr(), depth, sums, stride),
+                        _ => block::<L, W, 6, 1>(panel, rows.as_ptr(), depth, sums, stride),
                     }
                 }
             }
@@ -136,8 +126,8 @@ pub(crate) unsafe fn add_products<L: Lanes, K: Kind>(
 
 /// `M` rows by `V` vectors of outputs, held in registers over the whole depth.
 #[inline(always)]
-unsafe fn tile<L: Lanes, K: Kind, const M: usize, const V: usize>(
-    panel: *const K::Weight,
+unsafe fn block<L: Lanes, W: Widen, const M: usize, const V: usize>(
+    panel: *const W::Weight,
     rows: *const *const f32,
     depth: usize,
     out: *mut f32,
@@ -156,10 +146,10 @@ unsafe fn tile<L: Lanes, K: Kind, const M: usize, const V: usize>(
         let mut at = 0;
         while at < depth {
             // The inputs of a step come one after the other: their weights are never in registers together.
-            for input in 0..K::PER_STEP {
-                let mut w = [K::load::<L>(weights, input); V];
+            for input in 0..W::PER_STEP {
+                let mut w = [W::load::<L>(weights, input); V];
                 for (v, w) in w.iter_mut().enumerate() {
-                    *w = K::load::<L>(weights.add(v * LANES * K::PER_STEP), input);
+                    *w = W::load::<L>(weights.add(v * LANES * W::PER_STEP), input);
                 }
                 for (row, sums) in rows.iter().zip(&mut sums) {
                     let act = L::splat(*row.add(at + input));
@@ -168,31 +158,13 @@ unsafe fn tile<L: Lanes, K: Kind, const M: usize, const V: usize>(
                     }
                 }
             }
-            weights = weights.add(PANEL * K::PER_STEP);
-            at += K::PER_STEP;
+            weights = weights.add(PANEL * W::PER_STEP);
+            at += W::PER_STEP;
         }
         for (m, sums) in sums.iter().enumerate() {
             for (v, sum) in sums.iter().enumerate() {
                 sum.store(out.add(m * stride + v * LANES));
             }
         }
-    }
-}
-
-/// `width` activations as products with these weights see them, then zeros up to a multiple of `PER_STEP`.
-///
-/// # Safety
-/// As the methods of [`Lanes`]; `from` has `width` elements, `to` that many rounded up to `PER_STEP`.
-#[inline(always)]
-pub(crate) unsafe fn round_row<L: Lanes, K: Kind>(from: *const f32, width: usize, to: *mut f32) {
-    let mut at = 0;
-    while at < width {
-        let count = (width - at).min(LANES);
-        // SAFETY: the caller's contract.
-        unsafe {
-            let acts = K::round(L::load_part(from.add(at), count));
-            acts.store_part(to.add(at), count.next_multiple_of(K::PER_STEP));
-        }
-        at += LANES;
     }
 }

@@ -1,0 +1,375 @@
+//! The ways to multiply activations by packed weights: which instruction, and how it wants the activations to lie.
+
+use std::marker::PhantomData;
+
+use super::fused::{FUSED_ROWS, Widen, add_products};
+use super::{Body, LANES, Lanes, dispatch};
+use crate::buffer::Plain;
+use crate::form::Form;
+use crate::packed::{CHUNK, PANEL};
+
+/// Rows of the tallest block of any kind.
+pub(crate) const MAX_ROWS: usize = 32;
+
+/// The products of a block of rows with one panel, `[rows, 64]`.
+#[repr(C, align(64))]
+pub(crate) struct Sums(pub(crate) [[f32; PANEL]; MAX_ROWS]);
+
+impl Sums {
+    #[inline(always)]
+    pub(crate) fn new() -> Sums {
+        Sums([[0.0; PANEL]; MAX_ROWS])
+    }
+}
+
+/// A way to multiply.
+///
+/// Activations `[rows, depth]` lie in blocks of `BLOCK` rows, and in each block chunk by chunk of `CHUNK` inputs: see
+/// [`chunk_at`]. `depth` is a multiple of `CHUNK`. All kinds sum an output over the inputs in an order that depends on
+/// the depth alone.
+pub(crate) trait Kind: 'static {
+    /// An element of a panel.
+    type Weight: Plain;
+    /// An activation as the product reads it.
+    type Act: Plain;
+    /// Rows that [`Kind::products`] takes at most, a multiple of `BLOCK`.
+    const ROWS: usize;
+    /// Rows that lie together.
+    const BLOCK: usize;
+
+    /// Runs a body that multiplies in this way.
+    fn dispatch<B: Body>(form: Form, body: B) -> B::Output;
+
+    /// One row's chunk of activations: `count <= CHUNK` values, then zeros.
+    ///
+    /// # Safety
+    /// As the methods of [`Lanes`]; `to` has `CHUNK` elements.
+    unsafe fn put<L: Lanes>(from: *const f32, count: usize, to: *mut Self::Act);
+
+    /// The first `rows <= ROWS` rows of `sums`; `cold` asks for the weights ahead of time.
+    ///
+    /// # Safety
+    /// As the methods of [`Lanes`], inside [`Kind::dispatch`]; the panel holds `depth * 64` weights, `acts` whole blocks
+    /// of rows.
+    unsafe fn products<L: Lanes>(
+        panel: *const Self::Weight,
+        acts: *const Self::Act,
+        depth: usize,
+        rows: usize,
+        cold: bool,
+        sums: &mut Sums,
+    );
+}
+
+/// Where a row's chunk of activations starts.
+#[inline(always)]
+pub(crate) fn chunk_at<K: Kind>(depth: usize, row: usize, chunk: usize) -> usize {
+    row / K::BLOCK * K::BLOCK * depth + chunk * K::BLOCK * CHUNK + row % K::BLOCK * CHUNK
+}
+
+/// One row's activations from `width` values.
+///
+/// # Safety
+/// As the methods of [`Lanes`]; `from` has `width` elements, `acts` holds the whole block of the row.
+#[inline(always)]
+pub(crate) unsafe fn put_row<L: Lanes, K: Kind>(from: *const f32, width: usize, acts: *mut K::Act, row: usize) {
+    let depth = width.next_multiple_of(CHUNK);
+    let mut at = 0;
+    while at < width {
+        // SAFETY: the caller's contract; the chunk lies inside the row.
+        unsafe {
+            let to = acts.add(chunk_at::<K>(depth, row, at / CHUNK));
+            K::put::<L>(from.add(at), (width - at).min(CHUNK), to);
+        }
+        at += CHUNK;
+    }
+}
+
+/// f32 activations and fused multiply-adds, in any form.
+pub(crate) struct Fused<W>(PhantomData<W>);
+
+impl<W: Widen> Kind for Fused<W> {
+    type Weight = W::Weight;
+    type Act = f32;
+    const ROWS: usize = FUSED_ROWS;
+    const BLOCK: usize = 1;
+
+    fn dispatch<B: Body>(form: Form, body: B) -> B::Output {
+        dispatch(form, body)
+    }
+
+    #[inline(always)]
+    unsafe fn put<L: Lanes>(from: *const f32, count: usize, to: *mut f32) {
+        // SAFETY: the caller's contract.
+        unsafe {
+            for lane in [0, LANES] {
+                let count = count.saturating_sub(lane).min(LANES);
+                W::round(L::load_part(from.wrapping_add(lane), count)).store(to.add(lane));
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn products<L: Lanes>(
+        panel: *const W::Weight,
+        acts: *const f32,
+        depth: usize,
+        rows: usize,
+        _: bool,
+        sums: &mut Sums,
+    ) {
+        let mut each = [acts; FUSED_ROWS];
+        for row in 0..rows {
+            each[row] = acts.wrapping_add(row * depth);
+            sums.0[row] = [0.0; PANEL];
+        }
+        // SAFETY: the caller's contract.
+        unsafe { add_products::<L, W>(panel, &each[..rows], depth, sums.0.as_mut_ptr().cast(), PANEL) };
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) use bf16::{DotBf16, TileBf16};
+
+/// Pairs of bf16 activations by pairs of bf16 weights.
+#[cfg(target_arch = "x86_64")]
+mod bf16 {
+    use std::arch::x86_64::*;
+
+    use super::*;
+    use crate::simd::amx::{TILE_DEPTH, TILE_ROWS, Tiles};
+    use crate::simd::avx512;
+
+    /// By `vdpbf16ps`.
+    pub(crate) struct DotBf16;
+    /// On matrix tiles.
+    pub(crate) struct TileBf16;
+
+    /// Elements from one pair of inputs to the next in a panel.
+    const STEP: usize = 2 * PANEL;
+    /// How far ahead of its use a cold panel is asked for, in bytes: of the distances tried from 512 B to 16 KiB the
+    /// fastest with all threads reading.
+    const AHEAD: usize = 2048;
+
+    /// # Safety
+    /// As the methods of [`Lanes`].
+    #[inline(always)]
+    unsafe fn put_bf16<L: Lanes>(from: *const f32, count: usize, to: *mut u16) {
+        // SAFETY: the caller's contract.
+        unsafe {
+            for lane in [0, LANES] {
+                let count = count.saturating_sub(lane).min(LANES);
+                L::load_part(from.wrapping_add(lane), count).store_bf16(to.add(lane));
+            }
+        }
+    }
+
+    impl Kind for DotBf16 {
+        type Weight = u16;
+        type Act = u16;
+        const ROWS: usize = 6;
+        const BLOCK: usize = 1;
+
+        fn dispatch<B: Body>(_: Form, body: B) -> B::Output {
+            // SAFETY: the form that chooses this kind was detected.
+            unsafe { avx512::run_bf16(body) }
+        }
+
+        #[inline(always)]
+        unsafe fn put<L: Lanes>(from: *const f32, count: usize, to: *mut u16) {
+            // SAFETY: the caller's contract.
+            unsafe { put_bf16::<L>(from, count, to) }
+        }
+
+        #[inline(always)]
+        unsafe fn products<L: Lanes>(
+            panel: *const u16,
+            acts: *const u16,
+            depth: usize,
+            rows: usize,
+            _: bool,
+            sums: &mut Sums,
+        ) {
+            // SAFETY: the caller's contract.
+            unsafe {
+                match rows {
+                    1 => dots::<1>(panel, acts, depth, sums),
+                    2 => dots::<2>(panel, acts, depth, sums),
+                    3 => dots::<3>(panel, acts, depth, sums),
+                    4 => dots::<4>(panel, acts, depth, sums),
+                    5 => dots::<5>(panel, acts, depth, sums),
+                    _ => dots::<6>(panel, acts, depth, sums),
+                }
+            }
+        }
+    }
+
+    /// `M` rows by a panel, held in registers over the whole depth.
+    #[inline(always)]
+    unsafe fn dots<const M: usize>(panel: *const u16, acts: *const u16, depth: usize, sums: &mut Sums) {
+        // SAFETY: the caller's contract: `M` rows of `depth` activations, and a whole panel.
+        unsafe {
+            let mut totals = [[_mm512_setzero_ps(); PANEL / LANES]; M];
+            for pair in 0..depth / 2 {
+                let mut weights = [_mm512_setzero_si512(); PANEL / LANES];
+                for (v, weights) in weights.iter_mut().enumerate() {
+                    *weights = _mm512_loadu_si512(panel.add(pair * STEP + v * 2 * LANES).cast());
+                }
+                for (m, totals) in totals.iter_mut().enumerate() {
+                    let acts = _mm512_set1_epi32(acts.add(m * depth + 2 * pair).cast::<i32>().read_unaligned());
+                    for (total, weights) in totals.iter_mut().zip(weights) {
+                        *total = _mm512_dpbf16_ps(*total, std::mem::transmute(acts), std::mem::transmute(weights));
+                    }
+                }
+            }
+            for (m, totals) in totals.iter().enumerate() {
+                for (v, total) in totals.iter().enumerate() {
+                    _mm512_store_ps(sums.0[m].as_mut_ptr().add(v * LANES), *total);
+                }
+            }
+        }
+    }
+
+    impl Kind for TileBf16 {
+        type Weight = u16;
+        type Act = u16;
+        const ROWS: usize = 2 * TILE_ROWS;
+        const BLOCK: usize = TILE_ROWS;
+
+        fn dispatch<B: Body>(_: Form, body: B) -> B::Output {
+            // SAFETY: as above.
+            unsafe { avx512::run_bf16(body) }
+        }
+
+        #[inline(always)]
+        unsafe fn put<L: Lanes>(from: *const f32, count: usize, to: *mut u16) {
+            // SAFETY: the caller's contract.
+            unsafe { put_bf16::<L>(from, count, to) }
+        }
+
+        #[inline(always)]
+        unsafe fn products<L: Lanes>(
+            panel: *const u16,
+            acts: *const u16,
+            depth: usize,
+            rows: usize,
+            cold: bool,
+            sums: &mut Sums,
+        ) {
+            // SAFETY: the caller's contract; the form that chooses this kind was granted tiles.
+            unsafe {
+                let tiles = Tiles::take();
+                let sums = sums.0.as_mut_ptr().cast::<f32>();
+                match (rows <= TILE_ROWS, cold) {
+                    (true, true) => one_by_four::<L, true>(&tiles, panel, acts, depth, sums),
+                    (true, false) => one_by_four::<L, false>(&tiles, panel, acts, depth, sums),
+                    (false, _) => {
+                        for half in [0, PANEL / 2] {
+                            let (panel, sums) = (panel.add(2 * half), sums.add(half));
+                            match cold {
+                                true => two_by_two::<L, true>(&tiles, panel, acts, depth, sums),
+                                false => two_by_two::<L, false>(&tiles, panel, acts, depth, sums),
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Elements of one block of activations in one chunk.
+    const ACTS: usize = TILE_ROWS * TILE_DEPTH;
+    /// Elements of a panel in one chunk.
+    const WEIGHTS: usize = TILE_DEPTH * PANEL;
+    const ROW_BYTES: usize = 2 * STEP;
+    const ACT_BYTES: usize = 2 * TILE_DEPTH;
+    const SUM_BYTES: usize = 4 * PANEL;
+
+    /// Sixteen rows by a panel.
+    #[inline(always)]
+    unsafe fn one_by_four<L: Lanes, const COLD: bool>(
+        tiles: &Tiles,
+        mut panel: *const u16,
+        mut acts: *const u16,
+        depth: usize,
+        sums: *mut f32,
+    ) {
+        tiles.zero::<0>();
+        tiles.zero::<1>();
+        tiles.zero::<2>();
+        tiles.zero::<3>();
+        // SAFETY: the caller's contract.
+        unsafe {
+            for _ in 0..depth / TILE_DEPTH {
+                tiles.load::<4, _>(acts, ACT_BYTES);
+                ask_ahead::<L, COLD, 0, 4>(panel);
+                tiles.load::<5, _>(panel, ROW_BYTES);
+                tiles.dot::<0, 4, 5>();
+                ask_ahead::<L, COLD, 4, 4>(panel);
+                tiles.load::<6, _>(panel.add(2 * LANES), ROW_BYTES);
+                tiles.dot::<1, 4, 6>();
+                ask_ahead::<L, COLD, 8, 4>(panel);
+                tiles.load::<7, _>(panel.add(4 * LANES), ROW_BYTES);
+                tiles.dot::<2, 4, 7>();
+                ask_ahead::<L, COLD, 12, 4>(panel);
+                tiles.load::<5, _>(panel.add(6 * LANES), ROW_BYTES);
+                tiles.dot::<3, 4, 5>();
+                panel = panel.add(WEIGHTS);
+                acts = acts.add(ACTS);
+            }
+            tiles.store::<0>(sums, SUM_BYTES);
+            tiles.store::<1>(sums.add(LANES), SUM_BYTES);
+            tiles.store::<2>(sums.add(2 * LANES), SUM_BYTES);
+            tiles.store::<3>(sums.add(3 * LANES), SUM_BYTES);
+        }
+    }
+
+    /// Thirty-two rows by half a panel.
+    #[inline(always)]
+    unsafe fn two_by_two<L: Lanes, const COLD: bool>(
+        tiles: &Tiles,
+        mut panel: *const u16,
+        mut acts: *const u16,
+        depth: usize,
+        sums: *mut f32,
+    ) {
+        tiles.zero::<0>();
+        tiles.zero::<1>();
+        tiles.zero::<2>();
+        tiles.zero::<3>();
+        // SAFETY: the caller's contract.
+        unsafe {
+            for _ in 0..depth / TILE_DEPTH {
+                tiles.load::<4, _>(acts, ACT_BYTES);
+                tiles.load::<6, _>(panel, ROW_BYTES);
+                tiles.dot::<0, 4, 6>();
+                ask_ahead::<L, COLD, 0, 8>(panel);
+                tiles.load::<7, _>(panel.add(2 * LANES), ROW_BYTES);
+                tiles.dot::<1, 4, 7>();
+                ask_ahead::<L, COLD, 8, 8>(panel);
+                tiles.load::<5, _>(acts.add(TILE_ROWS * depth), ACT_BYTES);
+                tiles.dot::<2, 5, 6>();
+                tiles.dot::<3, 5, 7>();
+                panel = panel.add(WEIGHTS);
+                acts = acts.add(ACTS);
+            }
+            tiles.store::<0>(sums, SUM_BYTES);
+            tiles.store::<1>(sums.add(LANES), SUM_BYTES);
+            tiles.store::<2>(sums.add(TILE_ROWS * PANEL), SUM_BYTES);
+            tiles.store::<3>(sums.add(TILE_ROWS * PANEL + LANES), SUM_BYTES);
+        }
+    }
+
+    /// Asks for the lines of pairs `FIRST..FIRST + COUNT` of the chunk that lies `AHEAD` from here, the whole panel's
+    /// width.
+    #[inline(always)]
+    unsafe fn ask_ahead<L: Lanes, const COLD: bool, const FIRST: usize, const COUNT: usize>(panel: *const u16) {
+        if COLD {
+            let from = panel.cast::<u8>().wrapping_add(AHEAD + FIRST * ROW_BYTES);
+            for line in 0..COUNT * ROW_BYTES / 64 {
+                // SAFETY: a prefetch may name any address.
+                unsafe { L::prefetch(from.wrapping_add(line * 64)) };
+            }
+        }
+    }
+}
