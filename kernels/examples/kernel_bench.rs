@@ -7,8 +7,8 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use moetrail_kernels::{
-    AttentionShape, Form, KvPool, PackedExperts, PackedMatrix, QkvCall, RopeTable, RouterConfig, SeqSpan, WeightDtype,
-    attention, experts_rows, linear, pool, rms_norm_rows, select,
+    AttentionCall, AttentionShape, Form, KvPool, PackedExperts, PackedMatrix, QkvCall, RopeTable, RouterConfig,
+    SeqSpan, WeightDtype, experts_rows, linear, pool, rms_norm_rows, select,
 };
 
 const HIDDEN: usize = 1024;
@@ -190,7 +190,11 @@ fn attentions(form: Form) {
     call.run(form, &qkv, &mut q, kv.layer_mut(0)).expect("the slots fit");
     println!("qkv rope store {n} rows: {:.1} us a row", begin.elapsed().as_secs_f64() * 1e6 / n as f64);
 
+    let only = std::env::args().nth(3);
     let mut run = |name: &str, spans: &[(usize, usize, usize)]| {
+        if only.as_ref().is_some_and(|only| !name.contains(only)) {
+            return;
+        }
         let mut start = 0;
         let mut pairs = 0;
         let mut keys = 0;
@@ -207,7 +211,8 @@ fn attentions(form: Form) {
         let mut out = vec![0.0; start * shape.q_width()];
         let seconds = best(|_| {
             let kv = kv.layer_mut(0);
-            attention(form, &q[..out.len()], &shape, &seqs, &kv, block_size, &mut out).expect("the tables fit");
+            let call = AttentionCall { shape: &shape, seqs: &seqs, kv: &kv };
+            call.run(form, &q[..out.len()], &mut out).expect("the tables fit");
         });
         let bytes = keys * 2 * shape.kv_heads * shape.head_dim * 2;
         let flops = pairs * shape.heads * shape.head_dim * 4;

@@ -1,12 +1,17 @@
+mod fused;
+mod piece;
+#[cfg(target_arch = "x86_64")]
+mod tiles;
+
 use std::ops::Range;
 
 use candle_core::{Device, Result, Tensor};
 
-use crate::attention_tiles::attend;
 use crate::error::{KernelError, check_index, check_shape};
 use crate::form::Form;
 use crate::kv::LayerKv;
 use crate::tensor::with_rows;
+use crate::weights::WeightDtype;
 
 const OP: &str = "paged_attention";
 
@@ -61,65 +66,63 @@ pub struct SeqSpan<'a> {
     pub block_table: &'a [u32],
 }
 
-/// Causal attention of `q` f32 `[n, heads * head_dim]` over the cache, to f32 of the same shape.
-///
-/// The query at position `p` sees keys `0..=p` (or the window) through its sequence's block table; K and V are
-/// always read back from the cache. Rows that no sequence names stay zero.
-pub fn paged_attention(
-    q: &Tensor,
-    shape: &AttentionShape,
-    seqs: &[SeqSpan<'_>],
-    kv: LayerKv<'_>,
-    block_size: usize,
-) -> Result<Tensor> {
+/// Causal attention of `q` f32 `[n, heads * head_dim]` over the cache, to f32 of the same shape: [`AttentionCall::run`]
+/// on tensors.
+pub fn paged_attention(q: &Tensor, shape: &AttentionShape, seqs: &[SeqSpan<'_>], kv: LayerKv<'_>) -> Result<Tensor> {
     with_rows(OP, "q", q, shape.q_width(), |q, n| {
         let mut out = vec![0.0; q.len()];
-        attention(Form::current(), q, shape, seqs, &kv, block_size, &mut out)?;
+        AttentionCall { shape, seqs, kv: &kv }.run(Form::current(), q, &mut out)?;
         Tensor::from_vec(out, (n, shape.q_width()), &Device::Cpu)
     })
 }
 
-/// As [`paged_attention`] on slices: `q` and `out` `[n, heads * head_dim]`.
-pub fn attention(
-    form: Form,
-    q: &[f32],
-    shape: &AttentionShape,
-    seqs: &[SeqSpan<'_>],
-    kv: &LayerKv<'_>,
-    block_size: usize,
-    out: &mut [f32],
-) -> std::result::Result<(), KernelError> {
-    check(q, shape, seqs, kv, block_size, out)?;
-    attend(form, q, shape, seqs, kv, block_size, out);
-    Ok(())
+/// The operands of one call apart from the queries.
+#[derive(Clone, Copy)]
+pub struct AttentionCall<'a> {
+    /// Heads and their width.
+    pub shape: &'a AttentionShape,
+    /// The sequences, by ascending rows.
+    pub seqs: &'a [SeqSpan<'a>],
+    /// The cache.
+    pub kv: &'a LayerKv<'a>,
 }
 
-fn check(
-    q: &[f32],
-    shape: &AttentionShape,
-    seqs: &[SeqSpan<'_>],
-    kv: &LayerKv<'_>,
-    block_size: usize,
-    out: &[f32],
-) -> std::result::Result<(), KernelError> {
-    shape.check(OP, kv)?;
-    check_shape(OP, "block size", &[block_size], &[kv.block_size])?;
-    check_shape(OP, "out", &[out.len()], &[q.len()])?;
-    let n = q.len() / shape.q_width().max(1);
-    // Rows are written in parallel, so a row belongs to one sequence: spans come in ascending order.
-    let mut next_row = 0;
-    for seq in seqs {
-        check_index(OP, "previous span's end", next_row, seq.rows.start + 1)?;
-        check_index(OP, "row", seq.rows.end, n + 1)?;
-        if seq.rows.is_empty() {
-            continue;
+impl AttentionCall<'_> {
+    /// Causal attention of `q` over the cache, both `[n, heads * head_dim]`.
+    ///
+    /// The query at position `p` sees keys `0..=p` (or the window) through its sequence's block table; K and V are
+    /// always read back from the cache. Rows that no sequence names are left alone. Scores, weights and sums are f32;
+    /// with a bf16 cache the form [`Form::Amx`] rounds queries and weights (relative to the running maximum) to bf16.
+    pub fn run(&self, form: Form, q: &[f32], out: &mut [f32]) -> std::result::Result<(), KernelError> {
+        self.check(q, out)?;
+        match (form, self.kv.dtype) {
+            #[cfg(target_arch = "x86_64")]
+            (Form::Amx, WeightDtype::BF16) if form.is_supported() => tiles::attend(self, q, out),
+            _ => fused::attend(form, self, q, out),
         }
-        next_row = seq.rows.end;
-        let end = seq.first_position as usize + seq.rows.len();
-        check_index(OP, "last block", (end - 1) / block_size, seq.block_table.len())?;
-        for &block in &seq.block_table[..end.div_ceil(block_size)] {
-            check_index(OP, "block", block as usize, kv.num_blocks)?;
-        }
+        Ok(())
     }
-    Ok(())
+
+    fn check(&self, q: &[f32], out: &[f32]) -> std::result::Result<(), KernelError> {
+        let AttentionCall { shape, kv, .. } = self;
+        shape.check(OP, kv)?;
+        check_shape(OP, "out", &[out.len()], &[q.len()])?;
+        let n = q.len() / shape.q_width().max(1);
+        // Rows are written in parallel, so a row belongs to one sequence: spans come in ascending order.
+        let mut next_row = 0;
+        for seq in self.seqs {
+            check_index(OP, "previous span's end", next_row, seq.rows.start + 1)?;
+            check_index(OP, "row", seq.rows.end, n + 1)?;
+            if seq.rows.is_empty() {
+                continue;
+            }
+            next_row = seq.rows.end;
+            let end = seq.first_position as usize + seq.rows.len();
+            check_index(OP, "last block", (end - 1) / kv.block_size, seq.block_table.len())?;
+            for &block in &seq.block_table[..end.div_ceil(kv.block_size)] {
+                check_index(OP, "block", block as usize, kv.num_blocks)?;
+            }
+        }
+        Ok(())
+    }
 }

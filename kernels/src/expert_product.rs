@@ -147,7 +147,10 @@ impl<K: Kind> Body for GateUp<'_, K> {
             let first = experts.gate_panel(group.expert, panel);
             let gate_panel: &[K::Weight] = elements(experts.gate_up.panel_bytes(first));
             let up_panel: &[K::Weight] = elements(experts.gate_up.panel_bytes(first + 1));
-            assert!(gate_panel.len() >= depth * PANEL && up_panel.len() >= depth * PANEL, "a panel has the whole depth");
+            assert!(
+                gate_panel.len() >= depth * PANEL && up_panel.len() >= depth * PANEL,
+                "a panel has the whole depth"
+            );
             let width = (inter - panel * PANEL).min(PANEL);
             let mut done = 0;
             while done < pairs.len() {

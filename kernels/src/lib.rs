@@ -13,7 +13,6 @@
 mod activation;
 mod acts;
 mod attention;
-mod attention_tiles;
 mod buffer;
 mod error;
 mod expert_ffn;
@@ -38,7 +37,7 @@ mod tensor;
 mod weights;
 
 pub use activation::{silu_and_mul, silu_and_mul_rows};
-pub use attention::{AttentionShape, SeqSpan, attention, paged_attention};
+pub use attention::{AttentionCall, AttentionShape, SeqSpan, paged_attention};
 pub use error::KernelError;
 pub use expert_ffn::{expert_ffn, experts_rows};
 pub use experts::{PackedExperts, PackedExpertsBuilder};

@@ -64,8 +64,7 @@ impl Attention {
         let (positions, slots) = (input.positions, input.slot_mapping);
         let store = kv.layer_mut(layer);
         let q = qkv_rope_store(&qkv, &self.shape, self.norm.as_ref(), rope, positions, slots, store)?;
-        let block_size = kv.block_size();
-        let attended = paged_attention(&q, &self.shape, input.seqs, kv.layer_mut(layer), block_size)?;
+        let attended = paged_attention(&q, &self.shape, input.seqs, kv.layer_mut(layer))?;
         Ok(self.output.forward(&attended)?)
     }
 }

@@ -1,22 +1,15 @@
 use half::{bf16, f16};
 
 use super::product::dot;
-use crate::attention::{AttentionShape, SeqSpan};
+use crate::attention::AttentionCall;
 use crate::buffer::elements;
-use crate::kv::LayerKv;
 use crate::weights::WeightDtype;
 
 /// Causal attention, one query and head at a time; the operands were checked.
-pub fn attention(
-    q: &[f32],
-    shape: &AttentionShape,
-    seqs: &[SeqSpan<'_>],
-    kv: &LayerKv<'_>,
-    block_size: usize,
-    out: &mut [f32],
-) {
-    let head_dim = shape.head_dim;
-    for seq in seqs {
+pub fn attention(call: &AttentionCall<'_>, q: &[f32], out: &mut [f32]) {
+    let AttentionCall { shape, seqs, kv } = call;
+    let (head_dim, block_size) = (shape.head_dim, kv.block_size);
+    for seq in *seqs {
         for row in seq.rows.clone() {
             let position = seq.first_position as usize + row - seq.rows.start;
             let slots: Vec<usize> = (shape.first_visible(position)..=position)

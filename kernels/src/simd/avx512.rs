@@ -4,7 +4,7 @@ use super::{Body, LANES, Lanes};
 
 /// One 512-bit register.
 #[derive(Clone, Copy)]
-pub(super) struct Avx512(__m512);
+pub(crate) struct Avx512(pub(crate) __m512);
 
 /// # Safety
 /// The machine has every instruction set named here.

@@ -1,5 +1,6 @@
+use half::bf16;
 use moetrail_kernels::{
-    AttentionShape, Form, KvPool, LayerKv, QkvCall, RopeTable, SeqSpan, WeightDtype, attention, reference,
+    AttentionCall, AttentionShape, Form, KvPool, QkvCall, RopeTable, SeqSpan, WeightDtype, reference,
 };
 use proptest::prelude::*;
 
@@ -18,7 +19,6 @@ struct Case {
 
 /// One layout of the cache: a block size and where each sequence's blocks lie.
 struct Layout {
-    block_size: usize,
     tables: Vec<Vec<u32>>,
     kv: KvPool,
 }
@@ -40,7 +40,7 @@ impl Case {
             call.run(form, qkv, &mut vec![0.0; tokens * shape.q_width()], kv.layer_mut(1)).unwrap();
             tables.push(table);
         }
-        Layout { block_size, tables, kv }
+        Layout { tables, kv }
     }
 
     /// Attention of the positions `spans` names (sequence, first, end), one batch.
@@ -57,28 +57,31 @@ impl Case {
         }
         // The reference adds to its output.
         let mut out = vec![0.0; q.len()];
-        compute(&q, &self.shape, &seqs, &layout.kv.layer_mut(1), layout.block_size, &mut out);
+        compute(&AttentionCall { shape: &self.shape, seqs: &seqs, kv: &layout.kv.layer_mut(1) }, &q, &mut out);
         out
     }
 }
 
-type Compute<'a> = &'a dyn Fn(&[f32], &AttentionShape, &[SeqSpan<'_>], &LayerKv<'_>, usize, &mut [f32]);
+type Compute<'a> = &'a dyn Fn(&AttentionCall<'_>, &[f32], &mut [f32]);
 
 fn check(case: &Case, toss: &mut Toss) {
     let whole: Vec<(usize, usize, usize)> =
         case.lengths.iter().enumerate().map(|(seq, &(tokens, cached))| (seq, cached, tokens)).collect();
     for form in Form::available() {
-        let compute: Compute<'_> = &|q, shape, seqs, kv, block_size, out| {
-            attention(form, q, shape, seqs, kv, block_size, out).unwrap();
-        };
+        let compute: Compute<'_> = &|call, q, out| call.run(form, q, out).unwrap();
         let mut layout = case.layout(form, 16, toss);
-        let expected = case.run(&whole, &mut layout, &|q, shape, seqs, kv, block_size, out| {
-            reference::attention(q, shape, seqs, kv, block_size, out);
+        // On matrix tiles queries and weights are bf16: half a unit in the last of eight bits, of values up to 2.
+        let tiles = form == Form::Amx && case.dtype == WeightDtype::BF16;
+        let round = |q: &[f32]| -> Vec<f32> { q.iter().map(|&q| bf16::from_f32(q).to_f32()).collect() };
+        let expected = case.run(&whole, &mut layout, &|call, q, out| match tiles {
+            true => reference::attention(call, &round(q), out),
+            false => reference::attention(call, q, out),
         });
+        let bound = if tiles { 2.0 / 512.0 + 2e-5 } else { 2e-5 };
         let [one, two, three] = pools();
         let got = one.install(|| case.run(&whole, &mut layout, compute));
         let how = format!("{form} {} {:?} {:?}", case.dtype, case.shape, case.lengths);
-        assert_close(&got, &expected, |_| 2e-5, &how);
+        assert_close(&got, &expected, |_| bound, &how);
         assert_bits(
             &three.install(|| case.run(&whole, &mut layout, compute)),
             &got,
@@ -144,7 +147,8 @@ fn bad_tables_and_rows_are_refused() {
     let shape = AttentionShape { heads: 1, kv_heads: 1, head_dim: 2, scale: 1.0, window: None, clip_qkv: None };
     let refuse = |seqs: &[SeqSpan<'_>]| {
         let mut kv = KvPool::new(1, 2, 4, 1, 2, WeightDtype::F32);
-        attention(Form::current(), &[0.0; 6], &shape, seqs, &kv.layer_mut(0), 4, &mut [0.0; 6]).unwrap_err().to_string()
+        let call = AttentionCall { shape: &shape, seqs, kv: &kv.layer_mut(0) };
+        call.run(Form::current(), &[0.0; 6], &mut [0.0; 6]).unwrap_err().to_string()
     };
     let span = |rows, first_position, block_table| SeqSpan { rows, first_position, block_table };
     assert!(refuse(&[span(0..3, 2, &[0])]).contains("last block 1 is not below 1"));

@@ -72,7 +72,7 @@ fn a_first_token_gets_its_own_value_back() {
     let q = qkv_rope_store(&x, &shape, None, &rope, &[0], &[8], kv.layer_mut(1)).unwrap();
     assert_eq!(values(&q), qkv[..32], "position 0 is not rotated");
     let seq = SeqSpan { rows: 0..1, first_position: 0, block_table: &[2] };
-    let out = values(&paged_attention(&q, &shape, &[seq], kv.layer_mut(1), 4).unwrap());
+    let out = values(&paged_attention(&q, &shape, &[seq], kv.layer_mut(1)).unwrap());
     let (first, second) = (&qkv[48..56], &qkv[56..]);
     assert_eq!(out, [first, first, second, second].concat());
 }
@@ -91,6 +91,6 @@ fn a_batch_without_rows_gives_no_rows() {
     assert_eq!(expert_ffn(&empty(4, DType::F32), &routing, &experts).unwrap().dims(), [0, 4]);
     let shape = AttentionShape { heads: 1, kv_heads: 1, head_dim: 4, scale: 1.0, window: None, clip_qkv: None };
     let mut kv = KvPool::new(1, 1, 4, 1, 4, WeightDtype::BF16);
-    let out = paged_attention(&empty(4, DType::F32), &shape, &[], kv.layer_mut(0), 4).unwrap();
+    let out = paged_attention(&empty(4, DType::F32), &shape, &[], kv.layer_mut(0)).unwrap();
     assert_eq!(out.dims(), [0, 4]);
 }

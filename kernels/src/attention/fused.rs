@@ -1,4 +1,4 @@
-//! Attention over tiles of 64 absolute key positions, with a running maximum.
+//! Attention in f32, over tiles of 64 absolute key positions, with a running maximum.
 //!
 //! What happens to a query depends on its position, its window and the keys alone: tiles start at multiples of 64
 //! whatever the chunk, the block size or the other rows; a score is summed over the head in order; the weights of a
@@ -7,22 +7,17 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
-use crate::attention::{AttentionShape, SeqSpan};
-use crate::buffer::{Plain, Shared, elements};
+use super::AttentionCall;
+use super::piece::{Piece, TILE, in_pieces};
 use crate::form::Form;
-use crate::kv::LayerKv;
 use crate::packed::PANEL;
-use crate::pool;
+use crate::simd::fused::{FUSED_ROWS, WidenF32, add_products};
 use crate::simd::math::exp;
 use crate::simd::stored::{Stored, StoredBf16, StoredF16, StoredF32};
-use crate::simd::fused::{FUSED_ROWS, WidenF32, add_products};
 use crate::simd::{Body, LANES, Lanes, dispatch};
 use crate::weights::WeightDtype;
 
-/// Key positions of a tile: one panel, as keys are the outputs of the score product.
-const TILE: usize = PANEL;
-
-/// Queries (rows times heads of a group) of a task, about: their sums stay in the cache beside a tile of keys.
+/// Queries of a task, about: their sums stay in the cache beside a tile of keys.
 const TASK_QUERIES: usize = 96;
 
 const CACHE_LINE: usize = 64;
@@ -31,64 +26,18 @@ thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::new(Scratch::default());
 }
 
-/// The attention of checked operands; see [`crate::attention()`].
-pub(crate) fn attend(
-    form: Form,
-    q: &[f32],
-    shape: &AttentionShape,
-    seqs: &[SeqSpan<'_>],
-    kv: &LayerKv<'_>,
-    block_size: usize,
-    out: &mut [f32],
-) {
-    match kv.dtype {
-        WeightDtype::F32 => by_tasks::<StoredF32>(form, q, shape, seqs, kv, block_size, out),
-        WeightDtype::BF16 => by_tasks::<StoredBf16>(form, q, shape, seqs, kv, block_size, out),
-        WeightDtype::F16 => by_tasks::<StoredF16>(form, q, shape, seqs, kv, block_size, out),
+/// The attention of checked operands.
+pub(super) fn attend(form: Form, call: &AttentionCall<'_>, q: &[f32], out: &mut [f32]) {
+    match call.kv.dtype {
+        WeightDtype::F32 => stored::<StoredF32>(form, call, q, out),
+        WeightDtype::BF16 => stored::<StoredBf16>(form, call, q, out),
+        WeightDtype::F16 => stored::<StoredF16>(form, call, q, out),
     }
 }
 
-fn by_tasks<S: Stored>(
-    form: Form,
-    q: &[f32],
-    shape: &AttentionShape,
-    seqs: &[SeqSpan<'_>],
-    kv: &LayerKv<'_>,
-    block_size: usize,
-    out: &mut [f32],
-) {
-    let chunk = (TASK_QUERIES / shape.group().max(1)).max(1);
-    // The last rows of a sequence see the most keys: they come first, so that no thread starts them at the end.
-    let chunks: Vec<(usize, usize)> = seqs
-        .iter()
-        .enumerate()
-        .flat_map(|(seq, span)| (0..span.rows.len()).step_by(chunk).rev().map(move |first| (seq, first)))
-        .collect();
-    let shared = Shared::new(out);
-    pool::run(chunks.len() * shape.kv_heads, &|task| {
-        let ((seq, first), kv_head) = (chunks[task / shape.kv_heads], task % shape.kv_heads);
-        let seq = &seqs[seq];
-        SCRATCH.with_borrow_mut(|scratch| {
-            let body = Task::<S> {
-                q,
-                shape,
-                rows: seq.rows.start + first..seq.rows.end.min(seq.rows.start + first + chunk),
-                first_position: seq.first_position as usize + first,
-                keys: Keys {
-                    k: elements(kv.k),
-                    v: elements(kv.v),
-                    block_table: seq.block_table,
-                    block_size,
-                    kv_heads: shape.kv_heads,
-                    head: kv_head,
-                    head_dim: shape.head_dim,
-                },
-                first_head: kv_head * shape.group(),
-                scratch,
-                out: shared,
-            };
-            dispatch(form, body);
-        });
+fn stored<S: Stored>(form: Form, call: &AttentionCall<'_>, q: &[f32], out: &mut [f32]) {
+    in_pieces(call, q, out, TASK_QUERIES, |piece| {
+        SCRATCH.with_borrow_mut(|scratch| dispatch(form, Task::<S> { piece, scratch }));
     });
 }
 
@@ -126,52 +75,9 @@ impl Scratch {
     }
 }
 
-/// The cached keys and values of one sequence and head.
-struct Keys<'a, T: Plain> {
-    k: &'a [T],
-    v: &'a [T],
-    block_table: &'a [u32],
-    block_size: usize,
-    kv_heads: usize,
-    head: usize,
-    head_dim: usize,
-}
-
-impl<T: Plain> Keys<'_, T> {
-    /// Where the heads of the positions `tile..tile + 64` start; beyond `end` the last one stands again, as its lanes
-    /// are masked.
-    #[inline(always)]
-    fn starts(&self, tile: usize, end: usize) -> [usize; TILE] {
-        let mut starts = [0; TILE];
-        let (mut block, mut offset) = (usize::MAX, self.block_size - 1);
-        for (i, start) in starts.iter_mut().enumerate() {
-            if tile + i < end {
-                offset += 1;
-                if offset >= self.block_size {
-                    let position = tile + i;
-                    offset = position % self.block_size;
-                    block = self.block_table[position / self.block_size] as usize;
-                }
-            } else if block == usize::MAX {
-                // A tile that is not there: nothing of it is read.
-                break;
-            }
-            *start = ((block * self.kv_heads + self.head) * self.block_size + offset) * self.head_dim;
-        }
-        starts
-    }
-}
-
-/// Some consecutive rows of a sequence, and the query heads of one key and value head.
 struct Task<'a, S: Stored> {
-    q: &'a [f32],
-    shape: &'a AttentionShape,
-    rows: Range<usize>,
-    first_position: usize,
-    keys: Keys<'a, S::Bits>,
-    first_head: usize,
+    piece: Piece<'a, S::Bits>,
     scratch: &'a mut Scratch,
-    out: Shared<f32>,
 }
 
 impl<S: Stored> Body for Task<'_, S> {
@@ -179,14 +85,14 @@ impl<S: Stored> Body for Task<'_, S> {
 
     #[inline(always)]
     unsafe fn run<L: Lanes>(mut self) {
-        let (group, head_dim) = (self.shape.group(), self.shape.head_dim);
-        let queries = self.rows.len() * group;
+        let head_dim = self.piece.shape.head_dim;
+        let queries = self.piece.queries();
         self.scratch.prepare(queries, head_dim);
-        let end = self.first_position + self.rows.len();
-        let mut tile = self.shape.first_visible(self.first_position) / TILE * TILE;
-        let mut starts = self.keys.starts(tile, end);
+        let end = self.piece.end();
+        let mut tile = self.piece.first_tile();
+        let mut starts = self.piece.keys.starts(tile, end);
         while tile < end {
-            let next = self.keys.starts(tile + TILE, end);
+            let next = self.piece.keys.starts(tile + TILE, end);
             // SAFETY: the form's instructions are available here.
             unsafe {
                 self.load_tile::<L>(end - tile, &starts, &next);
@@ -201,10 +107,8 @@ impl<S: Stored> Body for Task<'_, S> {
             tile += TILE;
         }
         for query in 0..queries {
-            let (row, head) = (query / group, self.first_head + query % group);
-            let at = (self.rows.start + row) * self.shape.q_width() + head * head_dim;
             // SAFETY: this task alone writes this head of this row.
-            let out = unsafe { self.out.slice(at, head_dim) };
+            let out = unsafe { self.piece.out.slice(self.piece.start(query), head_dim) };
             // SAFETY: the form's instructions are available here; the sums have `head_dim` elements.
             unsafe {
                 let total = L::splat(L::load(self.scratch.total[query * LANES..].as_ptr()).reduce_add());
@@ -228,7 +132,8 @@ impl<S: Stored> Task<'_, S> {
     /// As the methods of [`Lanes`].
     #[inline(always)]
     unsafe fn load_tile<L: Lanes>(&mut self, len: usize, starts: &[usize; TILE], next: &[usize; TILE]) {
-        let head_dim = self.keys.head_dim;
+        let head_dim = self.piece.shape.head_dim;
+        let (k, v) = (self.piece.keys.k, self.piece.keys.v);
         let Scratch { keys, values, .. } = &mut *self.scratch;
         assert!(keys.len() >= head_dim * TILE && values.len() >= head_dim.next_multiple_of(PANEL) * TILE);
         let mut first = 0;
@@ -241,13 +146,13 @@ impl<S: Stored> Task<'_, S> {
                     let mut rows = [L::splat(0.0); LANES];
                     for i in 0..LANES {
                         let start = starts[first + i] + at;
-                        rows[i] = S::load_part(self.keys.k[start..start + count].as_ptr(), count);
-                        let value: L = S::load_part(self.keys.v[start..start + count].as_ptr(), count);
+                        rows[i] = S::load_part(k[start..start + count].as_ptr(), count);
+                        let value: L = S::load_part(v[start..start + count].as_ptr(), count);
                         let to = at / PANEL * PANEL * TILE + (first + i) * PANEL + at % PANEL;
                         value.store(values.as_mut_ptr().add(to));
                         if at * size_of::<S::Bits>() % CACHE_LINE == 0 {
-                            L::prefetch(self.keys.k.as_ptr().wrapping_add(next[first + i] + at));
-                            L::prefetch(self.keys.v.as_ptr().wrapping_add(next[first + i] + at));
+                            L::prefetch(k.as_ptr().wrapping_add(next[first + i] + at));
+                            L::prefetch(v.as_ptr().wrapping_add(next[first + i] + at));
                         }
                     }
                     L::transpose(&mut rows);
@@ -264,8 +169,8 @@ impl<S: Stored> Task<'_, S> {
     /// What the query sees of the tile, as offsets into it.
     #[inline(always)]
     fn visible(&self, tile: usize, query: usize) -> (usize, usize) {
-        let position = self.first_position + query / self.shape.group();
-        let from = self.shape.first_visible(position).max(tile) - tile;
+        let position = self.piece.position(query);
+        let from = self.piece.shape.first_visible(position).max(tile) - tile;
         let to = (position + 1).min(tile + TILE).saturating_sub(tile);
         (from.min(to), to)
     }
@@ -276,18 +181,17 @@ impl<S: Stored> Task<'_, S> {
     /// As the methods of [`Lanes`]; the tile is loaded.
     #[inline(always)]
     unsafe fn attend_tile<L: Lanes>(&mut self, tile: usize, queries: Range<usize>) {
-        let (group, head_dim) = (self.shape.group(), self.shape.head_dim);
+        let head_dim = self.piece.shape.head_dim;
         let count = queries.len();
-        let mut rows = [self.q.as_ptr(); FUSED_ROWS];
+        let mut rows = [self.piece.q.as_ptr(); FUSED_ROWS];
         let mut seen = [(0, 0); FUSED_ROWS];
         // The part all of them see is multiplied at once, the rest one query at a time, each in order of position.
         let (mut from, mut to) = (0, TILE);
         let mut any = false;
         for i in 0..count {
             let query = queries.start + i;
-            let row = self.rows.start + query / group;
-            let at = row * self.shape.q_width() + (self.first_head + query % group) * head_dim;
-            rows[i] = self.q[at..at + head_dim].as_ptr();
+            let at = self.piece.start(query);
+            rows[i] = self.piece.q[at..at + head_dim].as_ptr();
             seen[i] = self.visible(tile, query);
             from = from.max(seen[i].0);
             to = to.min(seen[i].1);
@@ -353,7 +257,7 @@ impl<S: Stored> Task<'_, S> {
         // SAFETY: the caller's contract.
         unsafe {
             let low = L::splat(f32::NEG_INFINITY);
-            let scale = L::splat(self.shape.scale);
+            let scale = L::splat(self.piece.shape.scale);
             let old = self.scratch.max[query];
             let mut max = L::splat(old);
             let mut lane = 0;
