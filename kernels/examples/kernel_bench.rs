@@ -31,7 +31,8 @@ fn main() {
     let part = std::env::args().nth(2);
     let wanted = |name: &str| part.as_ref().is_none_or(|part| part == name);
     if wanted("linear") {
-        for (name, out) in [("qkv", 2048), ("out", 1024), ("head", 32768)] {
+        for (name, out) in [("qkv", 2048), ("qkv-", 1984), ("out", 1024), ("out+", 1088), ("outs", 64), ("head", 32768)]
+        {
             products(form, name, HIDDEN, out, WeightDtype::BF16, (read, peak));
         }
         products(form, "qkv f32", HIDDEN, 2048, WeightDtype::F32, (read, peak));
@@ -113,7 +114,8 @@ fn products(form: Form, name: &str, ins: usize, outs: usize, dtype: WeightDtype,
     let bytes = outs * ins * dtype.bytes();
     let copies = (COLD_BYTES / bytes).clamp(2, 200);
     let weights: Vec<PackedMatrix> = (0..copies).map(|copy| touched(outs, ins, dtype, copy)).collect();
-    for n in [1, 8, 512] {
+    let only = std::env::args().nth(3).and_then(|rows| rows.parse().ok());
+    for n in [1, 8, 512].into_iter().filter(|&n| only.is_none_or(|only: usize| only == n)) {
         let x: Vec<f32> = (0..n * ins).map(|i| (i % 17) as f32 * 0.1).collect();
         let mut out = vec![0.0; n * outs];
         let seconds = best(|round| linear(form, &x, &weights[round % copies], None, &mut out));
@@ -151,7 +153,8 @@ fn experts(form: Form, limits: (f64, f64)) {
             builder.finish()
         })
         .collect();
-    for n in [1, 8, 32, 512] {
+    let only = std::env::args().nth(3).and_then(|rows| rows.parse().ok());
+    for n in [1, 8, 32, 512, 2048].into_iter().filter(|&n| only.is_none_or(|only: usize| only == n)) {
         let x: Vec<f32> = (0..n * HIDDEN).map(|i| (i % 17) as f32 * 0.1).collect();
         let ids = |round: usize| -> Vec<u32> {
             // Eight distinct experts a row, another set in every row and round.

@@ -24,7 +24,7 @@ use crate::simd::{Body, LANES, Lanes};
 const PASS_BYTES: usize = 256 << 20;
 
 /// Bytes of the output that a task of the second job adds to: they stay in its cache.
-const COLUMN_BYTES: usize = 512 << 10;
+const COLUMN_BYTES: usize = 1 << 20;
 
 thread_local! {
     static PLAN: Cell<ExpertPlan> = const { Cell::new(ExpertPlan::new()) };
@@ -75,7 +75,7 @@ impl ByKind for Pass<'_> {
         plan.group(self.ids, self.top_k, experts.num_experts(), K::BLOCK);
         let mut middle = MIDDLE.take();
         let acts = middle.take::<K::Act>(plan.rows(K::BLOCK) * experts.down.shape().depth());
-        with_acts::<K, _>(self.form, self.x, experts.hidden(), |x| gate_up::<K>(self.form, x, &plan, experts, acts));
+        with_acts::<K, _>(self.form, self.x, experts.hidden(), 1, |x| gate_up::<K>(self.form, x, &plan, experts, acts));
         down::<K>(self.form, acts, self.weights, &plan, experts, self.out);
         MIDDLE.set(middle);
         PLAN.set(plan);
@@ -113,7 +113,7 @@ fn gate_up<K: Kind>(form: Form, acts: &[K::Act], plan: &ExpertPlan, experts: &Pa
 /// Some panels of gate and up for the pairs of one group.
 struct GateUp<'a, K: Kind> {
     experts: &'a PackedExperts,
-    /// `[rows, depth(hidden)]`
+    /// `[rows, depth(hidden)]`, row after row
     acts: &'a [K::Act],
     plan: &'a ExpertPlan,
     group: &'a Group,
@@ -136,12 +136,14 @@ impl<K: Kind> Body for GateUp<'_, K> {
         for (i, &pair) in pairs.iter().enumerate() {
             let row = pair as usize / self.plan.top_k;
             for chunk in 0..depth / CHUNK {
-                let from = &self.acts[chunk_at::<K>(depth, row, chunk)..][..CHUNK];
-                self.gathered[chunk_at::<K>(depth, i, chunk)..][..CHUNK].copy_from_slice(from);
+                let from = &self.acts[chunk_at(1, depth, row, chunk)..][..CHUNK];
+                self.gathered[chunk_at(K::BLOCK, depth, i, chunk)..][..CHUNK].copy_from_slice(from);
             }
         }
         // SAFETY: a group has its rows to itself, and every task of it writes other chunks of them.
         let middle = unsafe { self.middle.at(group.first_row * middle_depth) };
+        // SAFETY: the form's instructions are available here.
+        let session = unsafe { K::begin() };
         let (mut gate, mut up) = (Sums::new(), Sums::new());
         for panel in self.panels {
             let first = experts.gate_panel(group.expert, panel);
@@ -159,13 +161,13 @@ impl<K: Kind> Body for GateUp<'_, K> {
                 // inside the buffer, and this task alone writes those of this panel.
                 unsafe {
                     let acts = self.gathered.as_ptr().add(done * depth);
-                    K::products::<L>(gate_panel.as_ptr(), acts, depth, count, done == 0, &mut gate);
-                    K::products::<L>(up_panel.as_ptr(), acts, depth, count, done == 0, &mut up);
+                    K::products::<L>(&session, gate_panel.as_ptr(), acts, depth, count, done == 0, &mut gate);
+                    K::products::<L>(&session, up_panel.as_ptr(), acts, depth, count, done == 0, &mut up);
                     for i in 0..count {
                         swiglu::<L>(&mut gate.0[i], &up.0[i]);
                         let mut lane = 0;
                         while lane < width {
-                            let at = chunk_at::<K>(middle_depth, done + i, (panel * PANEL + lane) / CHUNK);
+                            let at = chunk_at(K::BLOCK, middle_depth, done + i, (panel * PANEL + lane) / CHUNK);
                             K::put::<L>(gate.0[i].as_ptr().add(lane), (width - lane).min(CHUNK), middle.add(at));
                             lane += CHUNK;
                         }
@@ -243,6 +245,8 @@ impl<K: Kind> Body for Down<'_, K> {
             // SAFETY: this task alone writes these columns, inside the output.
             unsafe { self.out.slice(row * hidden + columns.start, columns.len()) }.fill(0.0);
         }
+        // SAFETY: the form's instructions are available here.
+        let session = unsafe { K::begin() };
         let mut sums = Sums::new();
         for group in &plan.groups {
             let pairs = &plan.pairs[group.pairs.clone()];
@@ -257,7 +261,7 @@ impl<K: Kind> Body for Down<'_, K> {
                     // SAFETY: the panel's length was checked; the group's rows are whole blocks.
                     unsafe {
                         let acts = middle.as_ptr().add(done * depth);
-                        K::products::<L>(weights.as_ptr(), acts, depth, count, done == 0, &mut sums);
+                        K::products::<L>(&session, weights.as_ptr(), acts, depth, count, done == 0, &mut sums);
                     }
                     for i in 0..count {
                         let pair = pairs[done + i] as usize;

@@ -62,7 +62,9 @@ impl ByKind for Product<'_> {
 
     fn run<K: Kind>(self) {
         let Product { form, x, weight, bias, out } = self;
-        with_acts::<K, _>(form, x, weight.in_features(), |acts| by_panels::<K>(form, acts, weight, bias, out));
+        with_acts::<K, _>(form, x, weight.in_features(), K::BLOCK, |acts| {
+            by_panels::<K>(form, acts, weight, bias, out)
+        });
     }
 }
 
@@ -124,6 +126,8 @@ impl<K: Kind> Body for PanelProduct<'_, K> {
     unsafe fn run<L: Lanes>(self) {
         assert!(self.panel.len() >= self.depth * PANEL, "a panel has the whole depth");
         assert!(self.acts.len() >= self.rows * self.depth, "every row has activations");
+        // SAFETY: the form's instructions are available here.
+        let session = unsafe { K::begin() };
         let mut sums = Sums::new();
         let mut row = 0;
         while row < self.rows {
@@ -131,7 +135,7 @@ impl<K: Kind> Body for PanelProduct<'_, K> {
             // SAFETY: the lengths were checked; rows come in whole blocks.
             unsafe {
                 let acts = self.acts.as_ptr().add(row * self.depth);
-                K::products::<L>(self.panel.as_ptr(), acts, self.depth, count, row == 0, &mut sums);
+                K::products::<L>(&session, self.panel.as_ptr(), acts, self.depth, count, row == 0, &mut sums);
             }
             for i in 0..count {
                 // SAFETY: this task alone writes these rows and lanes, inside the output.

@@ -36,11 +36,19 @@ pub(crate) trait Kind: 'static {
     const ROWS: usize;
     /// Rows that lie together.
     const BLOCK: usize;
+    /// What a thread holds while it multiplies.
+    type Session;
 
     /// Runs a body that multiplies in this way.
     fn dispatch<B: Body>(form: Form, body: B) -> B::Output;
 
-    /// One row's chunk of activations: `count <= CHUNK` values, then zeros.
+    /// Makes this thread ready to multiply; taking it anew for every product would be felt.
+    ///
+    /// # Safety
+    /// Inside [`Kind::dispatch`].
+    unsafe fn begin() -> Self::Session;
+
+    /// One row's chunk of activations: `1 <= count <= CHUNK` values, then zeros.
     ///
     /// # Safety
     /// As the methods of [`Lanes`]; `to` has `CHUNK` elements.
@@ -52,6 +60,7 @@ pub(crate) trait Kind: 'static {
     /// As the methods of [`Lanes`], inside [`Kind::dispatch`]; the panel holds `depth * 64` weights, `acts` whole blocks
     /// of rows.
     unsafe fn products<L: Lanes>(
+        session: &Self::Session,
         panel: *const Self::Weight,
         acts: *const Self::Act,
         depth: usize,
@@ -61,24 +70,30 @@ pub(crate) trait Kind: 'static {
     );
 }
 
-/// Where a row's chunk of activations starts.
+/// Where a row's chunk of activations starts, of rows that lie in blocks of `block`.
 #[inline(always)]
-pub(crate) fn chunk_at<K: Kind>(depth: usize, row: usize, chunk: usize) -> usize {
-    row / K::BLOCK * K::BLOCK * depth + chunk * K::BLOCK * CHUNK + row % K::BLOCK * CHUNK
+pub(crate) fn chunk_at(block: usize, depth: usize, row: usize, chunk: usize) -> usize {
+    row / block * block * depth + chunk * block * CHUNK + row % block * CHUNK
 }
 
-/// One row's activations from `width` values.
+/// One row's activations from `width` values, in blocks of `block` rows.
 ///
 /// # Safety
 /// As the methods of [`Lanes`]; `from` has `width` elements, `acts` holds the whole block of the row.
 #[inline(always)]
-pub(crate) unsafe fn put_row<L: Lanes, K: Kind>(from: *const f32, width: usize, acts: *mut K::Act, row: usize) {
+pub(crate) unsafe fn put_row<L: Lanes, K: Kind>(
+    from: *const f32,
+    width: usize,
+    block: usize,
+    acts: *mut K::Act,
+    row: usize,
+) {
     let depth = width.next_multiple_of(CHUNK);
     let mut at = 0;
     while at < width {
         // SAFETY: the caller's contract; the chunk lies inside the row.
         unsafe {
-            let to = acts.add(chunk_at::<K>(depth, row, at / CHUNK));
+            let to = acts.add(chunk_at(block, depth, row, at / CHUNK));
             K::put::<L>(from.add(at), (width - at).min(CHUNK), to);
         }
         at += CHUNK;
@@ -93,10 +108,14 @@ impl<W: Widen> Kind for Fused<W> {
     type Act = f32;
     const ROWS: usize = FUSED_ROWS;
     const BLOCK: usize = 1;
+    type Session = ();
 
     fn dispatch<B: Body>(form: Form, body: B) -> B::Output {
         dispatch(form, body)
     }
+
+    #[inline(always)]
+    unsafe fn begin() {}
 
     #[inline(always)]
     unsafe fn put<L: Lanes>(from: *const f32, count: usize, to: *mut f32) {
@@ -111,6 +130,7 @@ impl<W: Widen> Kind for Fused<W> {
 
     #[inline(always)]
     unsafe fn products<L: Lanes>(
+        (): &(),
         panel: *const W::Weight,
         acts: *const f32,
         depth: usize,
@@ -152,15 +172,16 @@ mod bf16 {
     const AHEAD: usize = 2048;
 
     /// # Safety
-    /// As the methods of [`Lanes`].
+    /// As [`Kind::put`].
     #[inline(always)]
-    unsafe fn put_bf16<L: Lanes>(from: *const f32, count: usize, to: *mut u16) {
-        // SAFETY: the caller's contract.
+    unsafe fn put_bf16(from: *const f32, count: usize, to: *mut u16) {
+        let mask = (u32::MAX >> (CHUNK - count)) as __mmask32;
+        // SAFETY: the caller's contract; masked lanes are not read.
         unsafe {
-            for lane in [0, LANES] {
-                let count = count.saturating_sub(lane).min(LANES);
-                L::load_part(from.wrapping_add(lane), count).store_bf16(to.add(lane));
-            }
+            let low = _mm512_maskz_loadu_ps(mask as __mmask16, from);
+            let high = _mm512_maskz_loadu_ps((mask >> LANES) as __mmask16, from.wrapping_add(LANES));
+            let both = _mm512_cvtne2ps_pbh(high, low);
+            _mm512_storeu_si512(to.cast(), std::mem::transmute::<__m512bh, __m512i>(both));
         }
     }
 
@@ -169,6 +190,7 @@ mod bf16 {
         type Act = u16;
         const ROWS: usize = 6;
         const BLOCK: usize = 1;
+        type Session = ();
 
         fn dispatch<B: Body>(_: Form, body: B) -> B::Output {
             // SAFETY: the form that chooses this kind was detected.
@@ -176,13 +198,17 @@ mod bf16 {
         }
 
         #[inline(always)]
+        unsafe fn begin() {}
+
+        #[inline(always)]
         unsafe fn put<L: Lanes>(from: *const f32, count: usize, to: *mut u16) {
             // SAFETY: the caller's contract.
-            unsafe { put_bf16::<L>(from, count, to) }
+            unsafe { put_bf16(from, count, to) }
         }
 
         #[inline(always)]
         unsafe fn products<L: Lanes>(
+            (): &(),
             panel: *const u16,
             acts: *const u16,
             depth: usize,
@@ -235,6 +261,7 @@ mod bf16 {
         type Act = u16;
         const ROWS: usize = 2 * TILE_ROWS;
         const BLOCK: usize = TILE_ROWS;
+        type Session = Tiles;
 
         fn dispatch<B: Body>(_: Form, body: B) -> B::Output {
             // SAFETY: as above.
@@ -242,13 +269,20 @@ mod bf16 {
         }
 
         #[inline(always)]
+        unsafe fn begin() -> Tiles {
+            // SAFETY: the form that chooses this kind was granted tiles.
+            unsafe { Tiles::take() }
+        }
+
+        #[inline(always)]
         unsafe fn put<L: Lanes>(from: *const f32, count: usize, to: *mut u16) {
             // SAFETY: the caller's contract.
-            unsafe { put_bf16::<L>(from, count, to) }
+            unsafe { put_bf16(from, count, to) }
         }
 
         #[inline(always)]
         unsafe fn products<L: Lanes>(
+            tiles: &Tiles,
             panel: *const u16,
             acts: *const u16,
             depth: usize,
@@ -256,19 +290,19 @@ mod bf16 {
             cold: bool,
             sums: &mut Sums,
         ) {
-            // SAFETY: the caller's contract; the form that chooses this kind was granted tiles.
+            // SAFETY: the caller's contract.
             unsafe {
-                let tiles = Tiles::take();
                 let sums = sums.0.as_mut_ptr().cast::<f32>();
                 match (rows <= TILE_ROWS, cold) {
-                    (true, true) => one_by_four::<L, true>(&tiles, panel, acts, depth, sums),
-                    (true, false) => one_by_four::<L, false>(&tiles, panel, acts, depth, sums),
+                    (true, true) => one_by_four::<L, true>(tiles, panel, acts, depth, sums),
+                    (true, false) => one_by_four::<L, false>(tiles, panel, acts, depth, sums),
                     (false, _) => {
                         for half in [0, PANEL / 2] {
                             let (panel, sums) = (panel.add(2 * half), sums.add(half));
-                            match cold {
-                                true => two_by_two::<L, true>(&tiles, panel, acts, depth, sums),
-                                false => two_by_two::<L, false>(&tiles, panel, acts, depth, sums),
+                            // The first half asks for both.
+                            match cold && half == 0 {
+                                true => two_by_two::<L, true>(tiles, panel, acts, depth, sums),
+                                false => two_by_two::<L, false>(tiles, panel, acts, depth, sums),
                             }
                         }
                     }
