@@ -16,6 +16,7 @@ use crate::packed::{CHUNK, PANEL};
 use crate::pool;
 use crate::product::{ByKind, by_kind};
 use crate::scratch::Scratch;
+use crate::simd::ahead::Walk;
 use crate::simd::kind::{Kind, Sums, chunk_at};
 use crate::simd::math::silu_mul;
 use crate::simd::{Body, LANES, Lanes};
@@ -145,14 +146,17 @@ impl<K: Kind> Body for GateUp<'_, K> {
         // SAFETY: the form's instructions are available here.
         let session = unsafe { K::begin() };
         let (mut gate, mut up) = (Sums::new(), Sums::new());
-        for panel in self.panels {
+        let weights = |panel: usize| -> &[K::Weight] {
             let first = experts.gate_panel(group.expert, panel);
-            let gate_panel: &[K::Weight] = elements(experts.gate_up.panel_bytes(first));
-            let up_panel: &[K::Weight] = elements(experts.gate_up.panel_bytes(first + 1));
-            assert!(
-                gate_panel.len() >= depth * PANEL && up_panel.len() >= depth * PANEL,
-                "a panel has the whole depth"
-            );
+            elements(experts.gate_up.panels_bytes(first..first + 2))
+        };
+        let mut walk = Walk::new();
+        for panel in self.panels.clone() {
+            let both = weights(panel);
+            assert!(both.len() == 2 * depth * PANEL, "a panel has the whole depth");
+            let (gate_panel, up_panel) = both.split_at(depth * PANEL);
+            let next = Some(panel + 1).filter(|&next| next < self.panels.end).map(weights);
+            walk.begin::<K>(both, next, pairs.len());
             let width = (inter - panel * PANEL).min(PANEL);
             let mut done = 0;
             while done < pairs.len() {
@@ -161,8 +165,8 @@ impl<K: Kind> Body for GateUp<'_, K> {
                 // inside the buffer, and this task alone writes those of this panel.
                 unsafe {
                     let acts = self.gathered.as_ptr().add(done * depth);
-                    K::products::<L>(&session, gate_panel.as_ptr(), acts, depth, count, done == 0, &mut gate);
-                    K::products::<L>(&session, up_panel.as_ptr(), acts, depth, count, done == 0, &mut up);
+                    K::products::<L>(&session, gate_panel.as_ptr(), acts, depth, count, walk.ahead(done), &mut gate);
+                    K::products::<L>(&session, up_panel.as_ptr(), acts, depth, count, walk.ahead(done), &mut up);
                     for i in 0..count {
                         swiglu::<L>(&mut gate.0[i], &up.0[i]);
                         let mut lane = 0;
@@ -248,12 +252,18 @@ impl<K: Kind> Body for Down<'_, K> {
         // SAFETY: the form's instructions are available here.
         let session = unsafe { K::begin() };
         let mut sums = Sums::new();
-        for group in &plan.groups {
+        let weights = |group: &Group| -> &[K::Weight] {
+            let first = experts.down_panel(group.expert, self.panels.start);
+            elements(experts.down.panels_bytes(first..first + self.panels.len()))
+        };
+        let mut walk = Walk::new();
+        for (index, group) in plan.groups.iter().enumerate() {
             let pairs = &plan.pairs[group.pairs.clone()];
             let middle = &self.middle[group.first_row * depth..][..acts_len::<K>(pairs.len(), depth)];
-            for panel in self.panels.clone() {
-                let weights: &[K::Weight] = elements(experts.down.panel_bytes(experts.down_panel(group.expert, panel)));
-                assert!(weights.len() >= depth * PANEL, "a panel has the whole depth");
+            let stretch = weights(group);
+            assert!(stretch.len() == self.panels.len() * depth * PANEL, "a panel has the whole depth");
+            walk.begin::<K>(stretch, plan.groups.get(index + 1).map(weights), pairs.len());
+            for (panel, weights) in self.panels.clone().zip(stretch.chunks_exact(depth * PANEL)) {
                 let width = (hidden - panel * PANEL).min(PANEL);
                 let mut done = 0;
                 while done < pairs.len() {
@@ -261,7 +271,7 @@ impl<K: Kind> Body for Down<'_, K> {
                     // SAFETY: the panel's length was checked; the group's rows are whole blocks.
                     unsafe {
                         let acts = middle.as_ptr().add(done * depth);
-                        K::products::<L>(&session, weights.as_ptr(), acts, depth, count, done == 0, &mut sums);
+                        K::products::<L>(&session, weights.as_ptr(), acts, depth, count, walk.ahead(done), &mut sums);
                     }
                     for i in 0..count {
                         let pair = pairs[done + i] as usize;

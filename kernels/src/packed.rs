@@ -6,6 +6,7 @@
 //! ```
 //! `out` is padded to whole panels and `in` to whole chunks of 32, both with zeros.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use half::{bf16, f16};
@@ -111,8 +112,13 @@ impl PackedMatrix {
 
     /// The bytes of one panel.
     pub(crate) fn panel_bytes(&self, panel: usize) -> &[u8] {
+        self.panels_bytes(panel..panel + 1)
+    }
+
+    /// The bytes of some panels.
+    pub(crate) fn panels_bytes(&self, panels: Range<usize>) -> &[u8] {
         let len = self.shape.panel_len() * self.shape.dtype.bytes();
-        &self.buffer.bytes()[panel * len..][..len]
+        &self.buffer.bytes()[panels.start * len..panels.end * len]
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::marker::PhantomData;
 
+use super::ahead::Ahead;
 use super::fused::{FUSED_ROWS, Widen, add_products};
 use super::{Body, LANES, Lanes, dispatch};
 use crate::buffer::Plain;
@@ -54,7 +55,12 @@ pub(crate) trait Kind: 'static {
     /// As the methods of [`Lanes`]; `to` has `CHUNK` elements.
     unsafe fn put<L: Lanes>(from: *const f32, count: usize, to: *mut Self::Act);
 
-    /// The first `rows <= ROWS` rows of `sums`; `cold` asks for the weights ahead of time.
+    /// How often `rows` rows go through all chunks of a panel.
+    fn passes(rows: usize) -> usize {
+        rows.div_ceil(Self::ROWS)
+    }
+
+    /// The first `rows <= ROWS` rows of `sums`.
     ///
     /// # Safety
     /// As the methods of [`Lanes`], inside [`Kind::dispatch`]; the panel holds `depth * 64` weights, `acts` whole blocks
@@ -65,7 +71,7 @@ pub(crate) trait Kind: 'static {
         acts: *const Self::Act,
         depth: usize,
         rows: usize,
-        cold: bool,
+        ahead: &mut Ahead,
         sums: &mut Sums,
     );
 }
@@ -135,7 +141,7 @@ impl<W: Widen> Kind for Fused<W> {
         acts: *const f32,
         depth: usize,
         rows: usize,
-        _: bool,
+        _: &mut Ahead,
         sums: &mut Sums,
     ) {
         let mut each = [acts; FUSED_ROWS];
@@ -167,10 +173,6 @@ mod bf16 {
 
     /// Elements from one pair of inputs to the next in a panel.
     const STEP: usize = 2 * PANEL;
-    /// How far ahead of its use a cold panel is asked for, in bytes: of the distances tried from 512 B to 16 KiB the
-    /// fastest with all threads reading.
-    const AHEAD: usize = 2048;
-
     /// # Safety
     /// As [`Kind::put`].
     #[inline(always)]
@@ -213,7 +215,7 @@ mod bf16 {
             acts: *const u16,
             depth: usize,
             rows: usize,
-            _: bool,
+            _: &mut Ahead,
             sums: &mut Sums,
         ) {
             // SAFETY: the caller's contract.
@@ -263,6 +265,11 @@ mod bf16 {
         const BLOCK: usize = TILE_ROWS;
         type Session = Tiles;
 
+        fn passes(rows: usize) -> usize {
+            // Two halves of the panel where rows fill two tiles.
+            rows.div_ceil(TILE_ROWS)
+        }
+
         fn dispatch<B: Body>(_: Form, body: B) -> B::Output {
             // SAFETY: as above.
             unsafe { avx512::run_bf16(body) }
@@ -287,25 +294,17 @@ mod bf16 {
             acts: *const u16,
             depth: usize,
             rows: usize,
-            cold: bool,
+            ahead: &mut Ahead,
             sums: &mut Sums,
         ) {
             // SAFETY: the caller's contract.
             unsafe {
                 let sums = sums.0.as_mut_ptr().cast::<f32>();
-                match (rows <= TILE_ROWS, cold) {
-                    (true, true) => one_by_four::<L, true>(tiles, panel, acts, depth, sums),
-                    (true, false) => one_by_four::<L, false>(tiles, panel, acts, depth, sums),
-                    (false, _) => {
-                        for half in [0, PANEL / 2] {
-                            let (panel, sums) = (panel.add(2 * half), sums.add(half));
-                            // The first half asks for both.
-                            match cold && half == 0 {
-                                true => two_by_two::<L, true>(tiles, panel, acts, depth, sums),
-                                false => two_by_two::<L, false>(tiles, panel, acts, depth, sums),
-                            }
-                        }
-                    }
+                if rows <= TILE_ROWS {
+                    return one_by_four::<L>(tiles, panel, acts, depth, ahead, sums);
+                }
+                for half in [0, PANEL / 2] {
+                    two_by_two::<L>(tiles, panel.add(2 * half), acts, depth, ahead, sums.add(half));
                 }
             }
         }
@@ -321,11 +320,12 @@ mod bf16 {
 
     /// Sixteen rows by a panel.
     #[inline(always)]
-    unsafe fn one_by_four<L: Lanes, const COLD: bool>(
+    unsafe fn one_by_four<L: Lanes>(
         tiles: &Tiles,
         mut panel: *const u16,
         mut acts: *const u16,
         depth: usize,
+        ahead: &mut Ahead,
         sums: *mut f32,
     ) {
         tiles.zero::<0>();
@@ -336,16 +336,16 @@ mod bf16 {
         unsafe {
             for _ in 0..depth / TILE_DEPTH {
                 tiles.load::<4, _>(acts, ACT_BYTES);
-                ask_ahead::<L, COLD, 0, 4>(panel);
+                ahead.ask::<L, 4>();
                 tiles.load::<5, _>(panel, ROW_BYTES);
                 tiles.dot::<0, 4, 5>();
-                ask_ahead::<L, COLD, 4, 4>(panel);
+                ahead.ask::<L, 4>();
                 tiles.load::<6, _>(panel.add(2 * LANES), ROW_BYTES);
                 tiles.dot::<1, 4, 6>();
-                ask_ahead::<L, COLD, 8, 4>(panel);
+                ahead.ask::<L, 4>();
                 tiles.load::<7, _>(panel.add(4 * LANES), ROW_BYTES);
                 tiles.dot::<2, 4, 7>();
-                ask_ahead::<L, COLD, 12, 4>(panel);
+                ahead.ask::<L, 4>();
                 tiles.load::<5, _>(panel.add(6 * LANES), ROW_BYTES);
                 tiles.dot::<3, 4, 5>();
                 panel = panel.add(WEIGHTS);
@@ -360,11 +360,12 @@ mod bf16 {
 
     /// Thirty-two rows by half a panel.
     #[inline(always)]
-    unsafe fn two_by_two<L: Lanes, const COLD: bool>(
+    unsafe fn two_by_two<L: Lanes>(
         tiles: &Tiles,
         mut panel: *const u16,
         mut acts: *const u16,
         depth: usize,
+        ahead: &mut Ahead,
         sums: *mut f32,
     ) {
         tiles.zero::<0>();
@@ -377,10 +378,10 @@ mod bf16 {
                 tiles.load::<4, _>(acts, ACT_BYTES);
                 tiles.load::<6, _>(panel, ROW_BYTES);
                 tiles.dot::<0, 4, 6>();
-                ask_ahead::<L, COLD, 0, 8>(panel);
+                ahead.ask::<L, 2>();
                 tiles.load::<7, _>(panel.add(2 * LANES), ROW_BYTES);
                 tiles.dot::<1, 4, 7>();
-                ask_ahead::<L, COLD, 8, 8>(panel);
+                ahead.ask::<L, 2>();
                 tiles.load::<5, _>(acts.add(TILE_ROWS * depth), ACT_BYTES);
                 tiles.dot::<2, 5, 6>();
                 tiles.dot::<3, 5, 7>();
@@ -391,19 +392,6 @@ mod bf16 {
             tiles.store::<1>(sums.add(LANES), SUM_BYTES);
             tiles.store::<2>(sums.add(TILE_ROWS * PANEL), SUM_BYTES);
             tiles.store::<3>(sums.add(TILE_ROWS * PANEL + LANES), SUM_BYTES);
-        }
-    }
-
-    /// Asks for the lines of pairs `FIRST..FIRST + COUNT` of the chunk that lies `AHEAD` from here, the whole panel's
-    /// width.
-    #[inline(always)]
-    unsafe fn ask_ahead<L: Lanes, const COLD: bool, const FIRST: usize, const COUNT: usize>(panel: *const u16) {
-        if COLD {
-            let from = panel.cast::<u8>().wrapping_add(AHEAD + FIRST * ROW_BYTES);
-            for line in 0..COUNT * ROW_BYTES / 64 {
-                // SAFETY: a prefetch may name any address.
-                unsafe { L::prefetch(from.wrapping_add(line * 64)) };
-            }
         }
     }
 }

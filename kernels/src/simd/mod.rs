@@ -4,6 +4,7 @@
 //! form's instructions. Everything below a body is `#[inline(always)]` and free of closures: a function that is not
 //! inlined into the dispatching one would be compiled for the baseline machine.
 
+pub(crate) mod ahead;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod amx;
 #[cfg(target_arch = "x86_64")]
