@@ -1,11 +1,12 @@
 //! One persistent thread pool for every kernel of the process.
 //!
-//! A job is a number of tasks taken from an atomic counter by the caller and by the workers that are awake in time;
-//! the caller never waits for a worker that has not begun. Workers spin for a short while after a job, because the
+//! Each thread takes the tasks of a range of its own, one after the other, so that it walks through neighbouring memory,
+//! and then those that other threads have not come to; the caller never waits for a worker that has not begun. Workers spin for a short while after a job, because the
 //! next kernel of a decode step follows within microseconds, then park.
 
 use std::any::Any;
 use std::cell::{RefCell, UnsafeCell};
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -62,7 +63,8 @@ struct Shared {
     /// `epoch << 17 | open << 16 | joined`: one word, so that joining a job that has just ended is impossible.
     state: AtomicU64,
     job: UnsafeCell<Job>,
-    next: AtomicUsize,
+    /// The next task of each thread's range, the caller's first.
+    next: Vec<NextTask>,
     busy: AtomicBool,
     stop: AtomicBool,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
@@ -71,6 +73,11 @@ struct Shared {
     caller: Mutex<Option<Thread>>,
     waiting: AtomicBool,
 }
+
+/// A counter with a cache line to itself (two, as the processor fetches them in pairs).
+#[derive(Default)]
+#[repr(align(128))]
+struct NextTask(AtomicUsize);
 
 #[derive(Clone, Copy)]
 struct Job {
@@ -96,7 +103,7 @@ impl Pool {
         let shared = Arc::new(Shared {
             state: AtomicU64::new(0),
             job: UnsafeCell::new(Job { task: NOTHING, num_tasks: 0 }),
-            next: AtomicUsize::new(0),
+            next: (0..=count).map(|_| NextTask::default()).collect(),
             busy: AtomicBool::new(false),
             stop: AtomicBool::new(false),
             panic: Mutex::new(None),
@@ -148,12 +155,14 @@ impl Pool {
         };
         // SAFETY: `busy` is ours, and the state is closed with nobody joined, so no other thread touches the cell.
         unsafe { *shared.job.get() = Job { task: erased, num_tasks } };
-        shared.next.store(0, Ordering::Relaxed);
+        for (place, next) in shared.next.iter().enumerate() {
+            next.0.store(shared.range(place, num_tasks).start, Ordering::Relaxed);
+        }
         let epoch = (shared.state.load(Ordering::Relaxed) >> 17) + 1;
         shared.state.store(epoch << 17 | OPEN, Ordering::SeqCst);
         self.wake(num_tasks - 1);
 
-        shared.take_tasks(task, num_tasks);
+        shared.take_tasks(0, task, num_tasks);
         shared.state.fetch_and(!OPEN, Ordering::SeqCst);
         shared.wait_until_left();
         let panic = shared.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -185,19 +194,29 @@ impl Drop for Pool {
 }
 
 impl Shared {
-    /// Takes task indices until none is left; a panic is kept for the caller and ends the job early.
-    fn take_tasks(&self, task: &(dyn Fn(usize) + Sync), num_tasks: usize) {
+    /// The tasks that the thread at a place begins with.
+    fn range(&self, place: usize, num_tasks: usize) -> Range<usize> {
+        let threads = self.next.len();
+        num_tasks * place / threads..num_tasks * (place + 1) / threads
+    }
+
+    /// Takes tasks of every range, one's own first, until none is left; a panic is kept for the caller and ends the job
+    /// early.
+    fn take_tasks(&self, place: usize, task: &(dyn Fn(usize) + Sync), num_tasks: usize) {
         let all = || {
-            loop {
-                let index = self.next.fetch_add(1, Ordering::Relaxed);
-                if index >= num_tasks {
-                    break;
+            for place in (place..self.next.len()).chain(0..place) {
+                let (next, end) = (&self.next[place].0, self.range(place, num_tasks).end);
+                // Looking first leaves the line of a finished range where it is.
+                while next.load(Ordering::Relaxed) < end {
+                    let index = next.fetch_add(1, Ordering::Relaxed);
+                    if index < end {
+                        task(index);
+                    }
                 }
-                task(index);
             }
         };
         if let Err(panic) = catch_unwind(AssertUnwindSafe(all)) {
-            self.next.store(num_tasks, Ordering::Relaxed);
+            self.next.iter().for_each(|next| next.0.store(num_tasks, Ordering::Relaxed));
             self.panic.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(panic);
         }
     }
@@ -244,7 +263,7 @@ impl Shared {
             // SAFETY: joined to an open state, so the cell was written before and stays until we leave.
             let job = unsafe { *self.job.get() };
             // SAFETY: as above; the caller of `run` keeps the closure alive until nobody is joined.
-            self.take_tasks(unsafe { &*job.task }, job.num_tasks);
+            self.take_tasks(index + 1, unsafe { &*job.task }, job.num_tasks);
             self.leave();
         }
     }
