@@ -94,15 +94,21 @@ fn gate_up<K: Kind>(form: Form, acts: &[K::Act], plan: &ExpertPlan, experts: &Pa
     let together = panels.div_ceil(parts.max(1)).max(1);
     let parts = panels.div_ceil(together);
     let middle = Shared::new(middle);
+    let work = |task: usize| {
+        let group = plan.groups.get(task / parts)?;
+        let first = task % parts * together;
+        Some((group, first..panels.min(first + together)))
+    };
     pool::run(plan.groups.len() * parts, &|task| {
-        let (group, part) = (&plan.groups[task / parts], task % parts);
+        let Some((group, panels)) = work(task) else { return };
         let mut gathered = GATHERED.take();
         let body = GateUp::<K> {
             experts,
             acts,
             plan,
             group,
-            panels: part * together..panels.min((part + 1) * together),
+            panels,
+            after: work(task + 1).map(|(group, panels)| (group.expert, panels.start)),
             gathered: gathered.take(acts_len::<K>(group.pairs.len(), experts.gate_up.shape().depth())),
             middle,
         };
@@ -119,6 +125,8 @@ struct GateUp<'a, K: Kind> {
     plan: &'a ExpertPlan,
     group: &'a Group,
     panels: Range<usize>,
+    /// Expert and panel that this thread comes to next, most likely.
+    after: Option<(usize, usize)>,
     /// The group's rows of `acts`.
     gathered: &'a mut [K::Act],
     /// `[plan.rows, depth(inter)]`
@@ -146,16 +154,17 @@ impl<K: Kind> Body for GateUp<'_, K> {
         // SAFETY: the form's instructions are available here.
         let session = unsafe { K::begin() };
         let (mut gate, mut up) = (Sums::new(), Sums::new());
-        let weights = |panel: usize| -> &[K::Weight] {
-            let first = experts.gate_panel(group.expert, panel);
+        let weights = |(expert, panel)| -> &[K::Weight] {
+            let first = experts.gate_panel(expert, panel);
             elements(experts.gate_up.panels_bytes(first..first + 2))
         };
         let mut walk = Walk::new();
         for panel in self.panels.clone() {
-            let both = weights(panel);
+            let both = weights((group.expert, panel));
             assert!(both.len() == 2 * depth * PANEL, "a panel has the whole depth");
             let (gate_panel, up_panel) = both.split_at(depth * PANEL);
-            let next = Some(panel + 1).filter(|&next| next < self.panels.end).map(weights);
+            let next =
+                Some((group.expert, panel + 1)).filter(|next| next.1 < self.panels.end).or(self.after).map(weights);
             walk.begin::<K>(both, next, pairs.len());
             let width = (inter - panel * PANEL).min(PANEL);
             let mut done = 0;
@@ -252,17 +261,22 @@ impl<K: Kind> Body for Down<'_, K> {
         // SAFETY: the form's instructions are available here.
         let session = unsafe { K::begin() };
         let mut sums = Sums::new();
-        let weights = |group: &Group| -> &[K::Weight] {
-            let first = experts.down_panel(group.expert, self.panels.start);
-            elements(experts.down.panels_bytes(first..first + self.panels.len()))
+        let weights = |group: &Group, panels: &Range<usize>| -> &[K::Weight] {
+            let first = experts.down_panel(group.expert, panels.start);
+            elements(experts.down.panels_bytes(first..first + panels.len()))
         };
+        // After the last group, most likely, this thread begins anew with the columns beside these.
+        let beside = self.panels.end..self.panels.end + self.panels.len();
+        let beside =
+            Some(&plan.groups[0]).filter(|_| beside.end * PANEL <= hidden).map(|first| weights(first, &beside));
         let mut walk = Walk::new();
         for (index, group) in plan.groups.iter().enumerate() {
             let pairs = &plan.pairs[group.pairs.clone()];
             let middle = &self.middle[group.first_row * depth..][..acts_len::<K>(pairs.len(), depth)];
-            let stretch = weights(group);
+            let stretch = weights(group, &self.panels);
             assert!(stretch.len() == self.panels.len() * depth * PANEL, "a panel has the whole depth");
-            walk.begin::<K>(stretch, plan.groups.get(index + 1).map(weights), pairs.len());
+            let next = plan.groups.get(index + 1).map(|group| weights(group, &self.panels)).or(beside);
+            walk.begin::<K>(stretch, next, pairs.len());
             for (panel, weights) in self.panels.clone().zip(stretch.chunks_exact(depth * PANEL)) {
                 let width = (hidden - panel * PANEL).min(PANEL);
                 let mut done = 0;

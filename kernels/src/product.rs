@@ -83,6 +83,7 @@ fn by_panels<K: Kind>(form: Form, acts: &[K::Act], weight: &PackedMatrix, bias: 
         let rows = rows.min(n - first_row);
         let body = PanelProduct::<K> {
             panel: elements(weight.panel_bytes(panel)),
+            next: (panel + 1 < panels).then(|| elements(weight.panel_bytes(panel + 1))),
             acts: &acts[first_row * depth..][..acts_len::<K>(rows, depth)],
             depth,
             rows,
@@ -107,6 +108,8 @@ fn block_rows<K: Kind>(n: usize, depth: usize, panels: usize) -> usize {
 /// Some rows by one panel.
 struct PanelProduct<'a, K: Kind> {
     panel: &'a [K::Weight],
+    /// The panel that this thread comes to next, most likely.
+    next: Option<&'a [K::Weight]>,
     /// `[rows, depth]`, in whole blocks
     acts: &'a [K::Act],
     depth: usize,
@@ -131,7 +134,7 @@ impl<K: Kind> Body for PanelProduct<'_, K> {
         let session = unsafe { K::begin() };
         let mut sums = Sums::new();
         // Later rows find the panel in the cache.
-        let mut ahead = Ahead::close::<K>(self.panel, None);
+        let mut ahead = Ahead::close::<K>(self.panel, self.next);
         let mut row = 0;
         while row < self.rows {
             let count = (self.rows - row).min(K::ROWS);
