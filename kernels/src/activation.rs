@@ -6,14 +6,14 @@ use crate::norm::TASK_ELEMENTS;
 use crate::pool;
 use crate::simd::math::silu_mul;
 use crate::simd::{Body, LANES, Lanes, dispatch};
-use crate::tensor::with_rows;
+use crate::tensor::{unfilled, with_rows};
 
 /// `silu(gate) * up` for `gate_up` f32 `[n, 2 inter]`, gate first, to f32 `[n, inter]`.
 pub fn silu_and_mul(gate_up: &Tensor) -> Result<Tensor> {
     let width = gate_up.dims().last().copied().unwrap_or(0);
     let inter = width / 2;
     with_rows("silu_and_mul", "gate_up", gate_up, 2 * inter, |gate_up, n| {
-        let mut out = vec![0.0; n * inter];
+        let mut out = unfilled(n * inter);
         silu_and_mul_rows(Form::current(), gate_up, inter, &mut out);
         Tensor::from_vec(out, (n, inter), &Device::Cpu)
     })

@@ -10,7 +10,7 @@ use candle_core::{Device, Result, Tensor};
 use crate::error::{KernelError, check_index, check_shape};
 use crate::form::Form;
 use crate::kv::LayerKv;
-use crate::tensor::with_rows;
+use crate::tensor::{unfilled, with_rows};
 use crate::weights::WeightDtype;
 
 const OP: &str = "paged_attention";
@@ -70,7 +70,8 @@ pub struct SeqSpan<'a> {
 /// on tensors.
 pub fn paged_attention(q: &Tensor, shape: &AttentionShape, seqs: &[SeqSpan<'_>], kv: LayerKv<'_>) -> Result<Tensor> {
     with_rows(OP, "q", q, shape.q_width(), |q, n| {
-        let mut out = vec![0.0; q.len()];
+        let named: usize = seqs.iter().map(|seq| seq.rows.len()).sum();
+        let mut out = if named == n { unfilled(q.len()) } else { vec![0.0; q.len()] };
         AttentionCall { shape, seqs, kv: &kv }.run(Form::current(), q, &mut out)?;
         Tensor::from_vec(out, (n, shape.q_width()), &Device::Cpu)
     })

@@ -5,7 +5,7 @@ use crate::expert_product;
 use crate::experts::PackedExperts;
 use crate::form::Form;
 use crate::router::Routing;
-use crate::tensor::{with_elements, with_rows};
+use crate::tensor::{unfilled, with_elements, with_rows};
 
 const OP: &str = "expert_ffn";
 
@@ -18,7 +18,7 @@ pub fn expert_ffn(x: &Tensor, routing: &Routing, experts: &PackedExperts) -> Res
         check_shape(OP, "topk_weights", routing.topk_weights.dims(), routing.topk_ids.dims())?;
         with_elements(OP, &routing.topk_ids, |ids| {
             with_elements(OP, &routing.topk_weights, |weights| {
-                let mut out = vec![0.0; x.len()];
+                let mut out = unfilled(x.len());
                 experts_rows(Form::current(), x, ids, weights, experts, &mut out)?;
                 Tensor::from_vec(out, (n, experts.hidden()), &Device::Cpu)
             })

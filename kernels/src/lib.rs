@@ -44,7 +44,7 @@ pub use experts::{PackedExperts, PackedExpertsBuilder};
 pub use form::Form;
 pub use kv::{KvPool, LayerKv};
 pub use linear::{Linear, embedding};
-pub use norm::{rms_norm, rms_norm_rows};
+pub use norm::{add_rms_norm, add_rms_norm_rows, rms_norm, rms_norm_rows};
 pub use packed::{PANEL, PackedMatrix, PackedMatrixBuilder};
 pub use product::linear;
 pub use qkv::{QkNorm, QkvCall, qkv_rope_store};

@@ -4,7 +4,7 @@ use crate::error::{KernelError, check_index, check_shape};
 use crate::form::Form;
 use crate::packed::PackedMatrix;
 use crate::product::linear;
-use crate::tensor::{check_cpu, with_rows};
+use crate::tensor::{check_cpu, unfilled, with_rows};
 
 /// `x W^T + b` on packed weights.
 ///
@@ -35,7 +35,7 @@ impl Linear {
     /// `x` f32 `[n, in]` to f32 `[n, out]`.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         with_rows("linear", "x", x, self.weight.in_features(), |x, n| {
-            let mut out = vec![0.0; n * self.weight.out_features()];
+            let mut out = unfilled(n * self.weight.out_features());
             linear(Form::current(), x, &self.weight, self.bias.as_deref(), &mut out);
             Tensor::from_vec(out, (n, self.weight.out_features()), &Device::Cpu)
         })
@@ -46,7 +46,7 @@ impl Linear {
 pub fn embedding(table: &PackedMatrix, ids: &[u32], device: &Device) -> Result<Tensor> {
     check_cpu("embedding", device)?;
     let width = table.in_features();
-    let mut out = vec![0.0; ids.len() * width];
+    let mut out = unfilled(ids.len() * width);
     for (&id, row) in ids.iter().zip(out.chunks_exact_mut(width.max(1))) {
         check_index("embedding", "token id", id as usize, table.out_features())?;
         table.unpack_row(id as usize, row);

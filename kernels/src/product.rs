@@ -34,20 +34,25 @@ pub(crate) fn by_kind<B: ByKind>(form: Form, dtype: WeightDtype, by: B) -> B::Ou
         (WeightDtype::BF16, Form::Amx) if form.is_supported() => by.run::<TileBf16>(),
         #[cfg(target_arch = "x86_64")]
         (WeightDtype::BF16, Form::Avx512Bf16) if form.is_supported() => by.run::<DotBf16>(),
-        (WeightDtype::BF16, _) => by.run::<Fused<WidenBf16>>(),
+        (WeightDtype::BF16, _) => by.run::<Fused<WidenBf16<true>>>(),
     }
 }
 
 /// `x` `[n, in]` times the weights `[out, in]`, plus `bias` `[out]`, to `out` `[n, out]`.
 pub fn linear(form: Form, x: &[f32], weight: &PackedMatrix, bias: Option<&[f32]>, out: &mut [f32]) {
-    let (outs, ins) = (weight.out_features(), weight.in_features());
-    if out.is_empty() {
-        return;
+    if let Some(product) = Product::new(form, x, weight, bias, out) {
+        by_kind(form, weight.dtype(), product);
     }
-    let n = out.len() / outs;
-    assert_eq!((x.len(), out.len()), (n * ins, n * outs), "x and out have the same rows");
-    assert!(bias.is_none_or(|bias| bias.len() == outs), "a bias has one element an output");
-    by_kind(form, weight.dtype(), Product { form, x, weight, bias, out });
+}
+
+/// As [`linear`] with activations in f32 whatever the weights' dtype: products are exact, sums are f32.
+pub(crate) fn linear_f32(form: Form, x: &[f32], weight: &PackedMatrix, out: &mut [f32]) {
+    let Some(product) = Product::new(form, x, weight, None, out) else { return };
+    match weight.dtype() {
+        WeightDtype::F32 => product.run::<Fused<WidenF32>>(),
+        WeightDtype::F16 => product.run::<Fused<WidenF16>>(),
+        WeightDtype::BF16 => product.run::<Fused<WidenBf16<false>>>(),
+    }
 }
 
 struct Product<'a> {
@@ -56,6 +61,26 @@ struct Product<'a> {
     weight: &'a PackedMatrix,
     bias: Option<&'a [f32]>,
     out: &'a mut [f32],
+}
+
+impl<'a> Product<'a> {
+    /// Checked operands; none where there is nothing to do.
+    fn new(
+        form: Form,
+        x: &'a [f32],
+        weight: &'a PackedMatrix,
+        bias: Option<&'a [f32]>,
+        out: &'a mut [f32],
+    ) -> Option<Product<'a>> {
+        let (outs, ins) = (weight.out_features(), weight.in_features());
+        if out.is_empty() {
+            return None;
+        }
+        let n = out.len() / outs;
+        assert_eq!((x.len(), out.len()), (n * ins, n * outs), "x and out have the same rows");
+        assert!(bias.is_none_or(|bias| bias.len() == outs), "a bias has one element an output");
+        Some(Product { form, x, weight, bias, out })
+    }
 }
 
 impl ByKind for Product<'_> {

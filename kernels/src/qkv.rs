@@ -11,7 +11,7 @@ use crate::rope::RopeTable;
 use crate::simd::math::rms_norm;
 use crate::simd::stored::{Stored, StoredBf16, StoredF16, StoredF32};
 use crate::simd::{Body, LANES, Lanes, dispatch};
-use crate::tensor::with_rows;
+use crate::tensor::{unfilled, with_rows};
 use crate::weights::WeightDtype;
 
 const OP: &str = "qkv_rope_store";
@@ -52,7 +52,7 @@ pub fn qkv_rope_store(
     kv: LayerKv<'_>,
 ) -> Result<Tensor> {
     with_rows(OP, "qkv", qkv, (shape.heads + 2 * shape.kv_heads) * shape.head_dim, |qkv, n| {
-        let mut q = vec![0.0; n * shape.q_width()];
+        let mut q = unfilled(n * shape.q_width());
         let call = QkvCall { shape, norm, rope, positions, slots };
         call.run(Form::current(), qkv, &mut q, kv)?;
         Tensor::from_vec(q, (n, shape.q_width()), &Device::Cpu)

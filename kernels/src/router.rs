@@ -9,12 +9,12 @@ use crate::error::{KernelError, check_index, check_shape};
 use crate::form::Form;
 use crate::packed::PackedMatrix;
 use crate::pool;
-use crate::product::linear;
+use crate::product::linear_f32;
 use crate::replay::ReplayRows;
 use crate::simd::math::exp;
 use crate::simd::{Body, LANES, Lanes, dispatch};
-use crate::tensor::with_rows;
-use crate::weights::{WeightDtype, WeightView};
+use crate::tensor::{unfilled, with_rows};
+use crate::weights::WeightView;
 
 const OP: &str = "route";
 
@@ -29,16 +29,16 @@ pub struct RouterConfig {
     pub norm_topk_prob: bool,
 }
 
-/// The router's weights `[num_experts, hidden]`, in f32 whatever the model's dtype.
+/// The router's weights `[num_experts, hidden]`, as the checkpoint has them: never quantised, and multiplied in f32.
 #[derive(Clone, Debug)]
 pub struct RouterWeight {
     gate: PackedMatrix,
 }
 
 impl RouterWeight {
-    /// Widens the gate to f32 and packs it.
+    /// Packs the gate in its own dtype.
     pub fn new(gate: WeightView<'_>) -> std::result::Result<RouterWeight, KernelError> {
-        let mut builder = PackedMatrix::zeros(gate.rows, gate.cols, WeightDtype::F32);
+        let mut builder = PackedMatrix::zeros(gate.rows, gate.cols, gate.dtype);
         builder.put_rows(0, gate)?;
         Ok(RouterWeight { gate: builder.finish() })
     }
@@ -116,8 +116,8 @@ pub fn route(
 ) -> Result<Routing> {
     check_shape(OP, "gate", &[gate.num_experts()], &[cfg.num_experts])?;
     with_rows(OP, "x", x, gate.hidden(), |x, n| {
-        let mut logits = vec![0.0; n * cfg.num_experts];
-        linear(Form::current(), x, &gate.gate, None, &mut logits);
+        let mut logits = unfilled(n * cfg.num_experts);
+        linear_f32(Form::current(), x, &gate.gate, &mut logits);
         let mut ids = vec![0; n * cfg.top_k];
         let mut weights = vec![0.0; n * cfg.top_k];
         let marks = select(Form::current(), &logits, cfg, capture, replay, &mut ids, &mut weights)?;

@@ -46,3 +46,13 @@ pub(crate) fn check_cpu(op: &'static str, device: &Device) -> Result<()> {
 fn device_error(op: &'static str, device: &Device) -> KernelError {
     KernelError::Device { op, device: format!("{:?}", device.location()) }
 }
+
+/// A buffer for a kernel that writes every element of it: to zero megabytes first, on one thread, would be felt.
+#[allow(clippy::uninit_vec)]
+pub(crate) fn unfilled(len: usize) -> Vec<f32> {
+    let mut values = Vec::with_capacity(len);
+    // SAFETY: the capacity is there, any bits are an f32, and each caller's kernel writes all elements before it or
+    // anybody else reads one.
+    unsafe { values.set_len(len) };
+    values
+}

@@ -5,7 +5,7 @@ use moetrail_kernels::{KvPool, Linear, PackedMatrix, RingCells, RingWrite, RopeT
 
 use crate::config::ModelConfig;
 use crate::error::Result;
-use crate::layer::{Layer, Norm};
+use crate::layer::{Layer, Norm, Residual};
 use crate::loader::Loader;
 use crate::moe::Seam;
 use crate::registry::Family;
@@ -113,7 +113,7 @@ impl Decoder {
         Ok(StepOutput { logits: self.logits(&hidden)?, nan_rows, changed_cells })
     }
 
-    /// Runs the rows through all layers and keeps those of `logit_rows`.
+    /// Runs the rows through all layers, and those of `logit_rows` through the final norm.
     ///
     /// Keys and values go to `kv` at the rows' slots; the experts of every row go to `ring`, `[slots, moe_layers,
     /// top_k]`, at the same slots, in the order of [`ModelConfig::moe_layers`]. A replayed row takes the given experts,
@@ -132,7 +132,8 @@ impl Decoder {
         let mut nan_rows = Vec::new();
         let mut changed_cells = vec![0; input.replay.map_or(0, |replay| replay.row_of.len())];
         let mut moe_layer = 0;
-        let mut x = embedding(&self.embedding, input.token_ids, &self.device)?;
+        let x = embedding(&self.embedding, input.token_ids, &self.device)?;
+        let mut stream = Residual { x, addition: None };
         for (index, layer) in self.layers.iter().enumerate() {
             let sparse = self.config.is_moe_layer(index);
             let capture = ring.as_mut().filter(|_| sparse).map(|ring| RingWrite {
@@ -143,22 +144,22 @@ impl Decoder {
             });
             let replay = input.replay.filter(|_| sparse).map(|replay| replay.of_layer(moe_layer, &self.config));
             moe_layer += usize::from(sparse);
-            let (out, marks) = layer.forward(&x, input, &self.rope, kv, index, Seam { capture, replay })?;
+            let seam = Seam { capture, replay };
+            let (after, marks) = layer.forward(stream, input, &self.rope, kv, index, seam)?;
+            stream = after;
             nan_rows.extend(marks.nan_rows);
             for row in marks.changed_rows {
                 changed_cells[row as usize] += 1;
             }
-            x = out;
         }
         nan_rows.sort_unstable();
         nan_rows.dedup();
-        let rows = input.logit_rows;
-        let every_row =
-            rows.len() == input.token_ids.len() && rows.iter().enumerate().all(|(i, &row)| i == row as usize);
-        let hidden = match (every_row, rows.is_empty()) {
-            (true, _) => x,
-            (false, true) => Tensor::zeros((0, self.config.hidden_size), candle_core::DType::F32, &self.device)?,
-            (false, false) => x.index_select(&Tensor::from_slice(rows, rows.len(), &self.device)?, 0)?,
+        let hidden = match input.logit_rows {
+            [] => Tensor::zeros((0, self.config.hidden_size), candle_core::DType::F32, &self.device)?,
+            rows => {
+                let wanted = stream.rows(&Tensor::from_slice(rows, rows.len(), &self.device)?)?;
+                self.norm.forward(wanted)?.1
+            }
         };
         Ok(HiddenOutput { hidden, nan_rows, changed_cells })
     }
@@ -170,7 +171,7 @@ impl Decoder {
         if hidden.dim(0)? == 0 {
             return Ok(Tensor::zeros((0, self.config.vocab_size), candle_core::DType::F32, &self.device)?);
         }
-        self.head.forward(&self.norm.forward(hidden)?).map_err(Into::into)
+        self.head.forward(hidden).map_err(Into::into)
     }
 
     fn check(&self, input: &StepInput<'_>, kv: &KvPool, ring: Option<&RingCells<'_>>) -> Result<()> {

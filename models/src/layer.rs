@@ -1,7 +1,7 @@
 //! One decoder layer: attention, then a dense or a sparse feed-forward network, each behind a norm.
 
 use candle_core::{Device, Tensor};
-use moetrail_kernels::{KvPool, RopeTable, RowMarks, rms_norm};
+use moetrail_kernels::{KvPool, RopeTable, RowMarks, add_rms_norm, rms_norm};
 
 use crate::attention::Attention;
 use crate::config::ModelConfig;
@@ -39,8 +39,30 @@ impl Norm {
         Ok(Self { weight, eps: config.rms_norm_eps as f32 })
     }
 
-    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        Ok(rms_norm(x, &self.weight, self.eps)?)
+    /// The residual stream with its last addition made, and its norm.
+    pub(crate) fn forward(&self, stream: Residual) -> Result<(Tensor, Tensor)> {
+        let Residual { x, addition } = stream;
+        match addition {
+            Some(addition) => Ok(add_rms_norm(&x, &addition, &self.weight, self.eps)?),
+            None => {
+                let normed = rms_norm(&x, &self.weight, self.eps)?;
+                Ok((x, normed))
+            }
+        }
+    }
+}
+
+/// The residual stream `[rows, hidden]`, and what is still to be added to it: the norm that follows does both at once.
+pub(crate) struct Residual {
+    pub(crate) x: Tensor,
+    pub(crate) addition: Option<Tensor>,
+}
+
+impl Residual {
+    /// Some rows of the stream.
+    pub(crate) fn rows(&self, rows: &Tensor) -> Result<Residual> {
+        let addition = self.addition.as_ref().map(|addition| addition.index_select(rows, 0)).transpose()?;
+        Ok(Residual { x: self.x.index_select(rows, 0)?, addition })
     }
 }
 
@@ -57,23 +79,23 @@ impl Layer {
         Ok(Self { input_norm, attention, post_attention_norm, ffn })
     }
 
-    /// `[rows, hidden]` to `[rows, hidden]`, and what the router, if there is one, tells of the rows.
+    /// The stream after this layer, and what the router, if there is one, tells of the rows.
     pub(crate) fn forward(
         &self,
-        x: &Tensor,
+        stream: Residual,
         input: &StepInput<'_>,
         rope: &RopeTable,
         kv: &mut KvPool,
         layer: usize,
         seam: Seam<'_>,
-    ) -> Result<(Tensor, RowMarks)> {
-        let attended = self.attention.forward(&self.input_norm.forward(x)?, input, rope, kv, layer)?;
-        let x = (x + attended)?;
-        let normed = self.post_attention_norm.forward(&x)?;
+    ) -> Result<(Residual, RowMarks)> {
+        let (x, normed) = self.input_norm.forward(stream)?;
+        let attended = self.attention.forward(&normed, input, rope, kv, layer)?;
+        let (x, normed) = self.post_attention_norm.forward(Residual { x, addition: Some(attended) })?;
         let (out, marks) = match &self.ffn {
             Ffn::Dense(mlp) => (mlp.forward(&normed)?, RowMarks::default()),
             Ffn::Sparse(moe) => moe.forward(&normed, seam)?,
         };
-        Ok(((x + out)?, marks))
+        Ok((Residual { x, addition: Some(out) }, marks))
     }
 }

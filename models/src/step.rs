@@ -27,7 +27,7 @@ pub struct StepInput<'a> {
 /// What the layers give.
 #[derive(Debug, Clone)]
 pub struct HiddenOutput {
-    /// F32 `[logit_rows, hidden]`, before the final norm.
+    /// F32 `[logit_rows, hidden]`, after the final norm.
     pub hidden: Tensor,
     /// Rows of the batch whose router saw NaN in any layer, ascending.
     pub nan_rows: Vec<u32>,

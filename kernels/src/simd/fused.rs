@@ -18,29 +18,22 @@ pub(crate) trait Widen: 'static {
     type Weight: Plain;
     /// Neighbouring inputs that lie together for each output.
     const PER_STEP: usize;
+    /// Whether activations are rounded to the weights' dtype.
+    const ROUNDS: bool = false;
 
     /// The weights of sixteen outputs and one input of a step (`0..PER_STEP`).
     ///
     /// # Safety
     /// As the methods of [`Lanes`]; `from` has `16 * PER_STEP` weights.
     unsafe fn load<L: Lanes>(from: *const Self::Weight, input: usize) -> L;
-
-    /// An activation as a product with these weights sees it.
-    ///
-    /// # Safety
-    /// As the methods of [`Lanes`].
-    #[inline(always)]
-    unsafe fn round<L: Lanes>(acts: L) -> L {
-        acts
-    }
 }
 
 /// f32 weights.
 pub(crate) struct WidenF32;
 /// f16 weights.
 pub(crate) struct WidenF16;
-/// Pairs of bf16 weights; activations are rounded to bf16.
-pub(crate) struct WidenBf16;
+/// Pairs of bf16 weights; activations are rounded to bf16 where `ROUNDS`.
+pub(crate) struct WidenBf16<const ROUNDS: bool>;
 
 impl Widen for WidenF32 {
     type Weight = f32;
@@ -62,18 +55,14 @@ impl Widen for WidenF16 {
     }
 }
 
-impl Widen for WidenBf16 {
+impl<const ROUNDS: bool> Widen for WidenBf16<ROUNDS> {
     type Weight = u16;
     const PER_STEP: usize = 2;
+    const ROUNDS: bool = ROUNDS;
     #[inline(always)]
     unsafe fn load<L: Lanes>(from: *const u16, input: usize) -> L {
         // SAFETY: the caller's contract.
         unsafe { if input == 0 { L::load_bf16_even(from) } else { L::load_bf16_odd(from) } }
-    }
-    #[inline(always)]
-    unsafe fn round<L: Lanes>(acts: L) -> L {
-        // SAFETY: the caller's contract.
-        unsafe { acts.round_bf16() }
     }
 }
 

@@ -55,6 +55,11 @@ pub(crate) trait Kind: 'static {
     /// As the methods of [`Lanes`]; `to` has `CHUNK` elements.
     unsafe fn put<L: Lanes>(from: *const f32, count: usize, to: *mut Self::Act);
 
+    /// Rows of whole chunks as activations, where they need not be changed for it.
+    fn as_they_are(_rows: &[f32]) -> Option<&[Self::Act]> {
+        None
+    }
+
     /// How often `rows` rows go through all chunks of a panel.
     fn passes(rows: usize) -> usize {
         rows.div_ceil(Self::ROWS)
@@ -120,6 +125,10 @@ impl<W: Widen> Kind for Fused<W> {
         dispatch(form, body)
     }
 
+    fn as_they_are(rows: &[f32]) -> Option<&[f32]> {
+        (!W::ROUNDS).then_some(rows)
+    }
+
     #[inline(always)]
     unsafe fn begin() {}
 
@@ -129,7 +138,9 @@ impl<W: Widen> Kind for Fused<W> {
         unsafe {
             for lane in [0, LANES] {
                 let count = count.saturating_sub(lane).min(LANES);
-                W::round(L::load_part(from.wrapping_add(lane), count)).store(to.add(lane));
+                let acts = L::load_part(from.wrapping_add(lane), count);
+                let acts = if W::ROUNDS { acts.round_bf16() } else { acts };
+                acts.store(to.add(lane));
             }
         }
     }

@@ -1,7 +1,7 @@
-use moetrail_kernels::{Form, reference, rms_norm_rows, silu_and_mul_rows};
+use moetrail_kernels::{Form, add_rms_norm_rows, reference, rms_norm_rows, silu_and_mul_rows};
 use proptest::prelude::*;
 
-use crate::rows::{assert_close, check_rows, pick};
+use crate::rows::{assert_bits, assert_close, check_rows, pick};
 use crate::toss::Toss;
 
 proptest! {
@@ -23,6 +23,27 @@ proptest! {
                 out
             });
             assert_close(&got, &expected, |i| 1e-4 * expected[i].abs() + 1e-7, &format!("{form} [{n}, {width}]"));
+        }
+    }
+
+    #[test]
+    fn add_rms_norm_is_the_sum_and_its_norm(seed: u64, n in 1usize..40, width in 1usize..1500) {
+        let mut toss = Toss::new(seed);
+        let (x, y, weight) = (toss.values(n * width), toss.values(n * width), toss.values(width));
+        let sum: Vec<f32> = x.iter().zip(&y).map(|(x, y)| x + y).collect();
+        for form in Form::available() {
+            let mut expected = vec![f32::NAN; n * width];
+            rms_norm_rows(form, &sum, &weight, 1e-6, &mut expected);
+            let both = check_rows(n, &mut toss, |rows| {
+                let (x, y) = (pick(&x, width, rows), pick(&y, width, rows));
+                let (mut sum, mut out) = (vec![f32::NAN; x.len()], vec![f32::NAN; x.len()]);
+                add_rms_norm_rows(form, (&x, &y), &weight, 1e-6, &mut sum, &mut out);
+                sum.chunks(width).zip(out.chunks(width)).flat_map(|(sum, out)| [sum, out].concat()).collect()
+            });
+            for (row, both) in both.chunks(2 * width).enumerate() {
+                assert_bits(&both[..width], &sum[row * width..][..width], &format!("{form} sum"));
+                assert_bits(&both[width..], &expected[row * width..][..width], &format!("{form} norm"));
+            }
         }
     }
 
