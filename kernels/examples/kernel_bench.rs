@@ -175,7 +175,7 @@ fn experts(form: Form, limits: (f64, f64)) {
 }
 
 fn attentions(form: Form) {
-    let shape = AttentionShape { heads: 16, kv_heads: 8, head_dim: 64, scale: 0.125, window: None, clip_qkv: None };
+    let shape = AttentionShape { heads: 8, kv_heads: 2, head_dim: 128, scale: 0.088, window: None, clip_qkv: None };
     let (block_size, context, batch) = (16, 4096, 8);
     let blocks = batch * context / block_size;
     let mut kv = KvPool::new(1, blocks, block_size, shape.kv_heads, shape.head_dim, WeightDtype::BF16);
@@ -231,6 +231,7 @@ fn attentions(form: Form) {
     let all: Vec<_> = (0..batch).map(|seq| (seq, 1023, 1024)).collect();
     run("8 sequences, 1 row at 1024", &all);
     run("512 rows from 0", &[(0, 0, 512)]);
+    run("2048 rows from 0", &[(0, 0, 2048)]);
     run("512 rows from 3584", &[(0, 3584, 4096)]);
 }
 

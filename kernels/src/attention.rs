@@ -93,7 +93,7 @@ impl AttentionCall<'_> {
     ///
     /// The query at position `p` sees keys `0..=p` (or the window) through its sequence's block table; K and V are
     /// always read back from the cache. Rows that no sequence names are left alone. Scores, weights and sums are f32;
-    /// with a bf16 cache the form [`Form::Amx`] rounds queries and weights (relative to the running maximum) to bf16.
+    /// where the form multiplies bf16 pairs ([`Form::Amx`]), queries and weights are sums of two of them.
     pub fn run(&self, form: Form, q: &[f32], out: &mut [f32]) -> std::result::Result<(), KernelError> {
         self.check(q, out)?;
         match (form, self.kv.dtype) {

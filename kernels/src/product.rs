@@ -5,7 +5,7 @@ use crate::buffer::{Shared, elements};
 use crate::form::Form;
 use crate::packed::{PANEL, PackedMatrix};
 use crate::pool;
-use crate::simd::ahead::Ahead;
+use crate::simd::ahead::Walk;
 use crate::simd::fused::{WidenBf16, WidenF16, WidenF32};
 #[cfg(target_arch = "x86_64")]
 use crate::simd::kind::{DotBf16, TileBf16};
@@ -158,15 +158,15 @@ impl<K: Kind> Body for PanelProduct<'_, K> {
         // SAFETY: the form's instructions are available here.
         let session = unsafe { K::begin() };
         let mut sums = Sums::new();
-        // Later rows find the panel in the cache.
-        let mut ahead = Ahead::close::<K>(self.panel, self.next);
+        let mut walk = Walk::new();
+        walk.begin::<K>(self.panel, self.next, self.rows);
         let mut row = 0;
         while row < self.rows {
             let count = (self.rows - row).min(K::ROWS);
             // SAFETY: the lengths were checked; rows come in whole blocks.
             unsafe {
                 let acts = self.acts.as_ptr().add(row * self.depth);
-                K::products::<L>(&session, self.panel.as_ptr(), acts, self.depth, count, &mut ahead, &mut sums);
+                K::products::<L>(&session, self.panel.as_ptr(), acts, self.depth, count, walk.ahead(row), &mut sums);
             }
             for i in 0..count {
                 // SAFETY: this task alone writes these rows and lanes, inside the output.

@@ -58,7 +58,7 @@ impl Buffers {
     fn take(&mut self, piece: &Piece<'_, u16>) -> Parts<'_> {
         let (queries, head_dim) = (piece.queries(), piece.shape.head_dim);
         let (blocks, steps) = (queries.div_ceil(LANES), head_dim.div_ceil(TILE_DEPTH));
-        let lengths = [blocks * steps, KEY_ROWS * steps, 2 * steps * KEY_STEPS, 2 * KEY_STEPS];
+        let lengths = [2 * blocks * steps, KEY_ROWS * steps, 2 * steps * KEY_STEPS, 4 * KEY_STEPS];
         let words = self.words.take(lengths.iter().sum::<usize>() * ELEMENTS);
         let (queries, words) = words.split_at_mut(lengths[0] * ELEMENTS);
         let (keys, words) = words.split_at_mut(lengths[1] * ELEMENTS);
@@ -101,13 +101,13 @@ struct Parts<'a> {
     steps: usize,
     /// `[blocks]`
     visible: &'a [Visible],
-    /// `[blocks, steps, pairs of elements, queries, 2]`
+    /// `[upper and lower halves, blocks, steps, pairs of elements, queries, 2]`: a query is the sum of two bf16.
     queries: &'a mut [u16],
     /// `[sixteens of keys, steps, keys, elements]`
     keys: &'a mut [u16],
     /// `[sixteens of elements, thirty-twos of keys, pairs of keys, elements, 2]`
     values: &'a mut [u16],
-    /// `[two blocks, thirty-twos of keys, queries, keys]`
+    /// `[two blocks, upper and lower halves, thirty-twos of keys, queries, keys]`
     weights: &'a mut [u16],
     /// `[keys, queries of two blocks]`
     scores: &'a mut [f32],
@@ -134,7 +134,7 @@ impl Body for Task<'_> {
         let end = self.piece.end();
         unsafe {
             let tiles = Tiles::take();
-            self.turn_queries::<L>();
+            self.turn_queries();
             let mut tile = self.piece.first_tile();
             let mut starts = self.piece.keys.starts(tile, end);
             while tile < end {
@@ -160,28 +160,38 @@ impl Body for Task<'_> {
 
 #[allow(clippy::undocumented_unsafe_blocks)]
 impl Task<'_> {
-    /// The queries as bf16, pairs of elements down and queries across. Lanes beyond the last query repeat it.
+    /// The queries, pairs of elements down and queries across. Lanes beyond the last query repeat it.
     #[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
-    unsafe fn turn_queries<L: Lanes>(&mut self) {
+    unsafe fn turn_queries(&mut self) {
         let (last, head_dim) = (self.piece.queries() - 1, self.piece.shape.head_dim);
-        for block in 0..self.parts.blocks {
-            for step in 0..self.parts.steps {
+        let (blocks, steps) = (self.parts.blocks, self.parts.steps);
+        for block in 0..blocks {
+            for step in 0..steps {
                 let at = step * TILE_DEPTH;
-                let mut rows = [unsafe { L::splat(0.0) }; LANES];
-                for (lane, row) in rows.iter_mut().enumerate() {
+                let mask = u32::MAX >> (TILE_DEPTH - (head_dim - at).min(TILE_DEPTH));
+                let mut halves = [[Avx512(_mm512_setzero_ps()); LANES]; 2];
+                for lane in 0..LANES {
                     let start = self.piece.start((block * LANES + lane).min(last));
-                    let query = &self.piece.q[start..start + head_dim];
-                    let mut pairs = [0u16; TILE_DEPTH];
-                    unsafe {
-                        TileBf16::put::<L>(query.as_ptr().add(at), (head_dim - at).min(TILE_DEPTH), pairs.as_mut_ptr());
-                        *row = L::load(pairs.as_ptr().cast());
-                    }
+                    let query = self.piece.q[start..start + head_dim].as_ptr();
+                    let (low, high) = unsafe {
+                        (
+                            _mm512_maskz_loadu_ps(mask as __mmask16, query.add(at)),
+                            _mm512_maskz_loadu_ps((mask >> LANES) as __mmask16, query.wrapping_add(at + LANES)),
+                        )
+                    };
+                    let upper = _mm512_cvtne2ps_pbh(high, low);
+                    let (low, high) = (_mm512_sub_ps(low, first_half(upper)), _mm512_sub_ps(high, second_half(upper)));
+                    halves[0][lane].0 = words(upper);
+                    halves[1][lane].0 = words(_mm512_cvtne2ps_pbh(high, low));
                 }
-                let to = self.parts.queries[(block * self.parts.steps + step) * ELEMENTS..][..ELEMENTS].as_mut_ptr();
-                unsafe {
-                    L::transpose(&mut rows);
-                    for (pair, row) in rows.iter().enumerate() {
-                        row.store(to.add(pair * TILE_DEPTH).cast());
+                for (half, mut rows) in halves.into_iter().enumerate() {
+                    let to = ((half * blocks + block) * steps + step) * ELEMENTS;
+                    let to = self.parts.queries[to..to + ELEMENTS].as_mut_ptr();
+                    unsafe {
+                        Avx512::transpose(&mut rows);
+                        for (pair, row) in rows.iter().enumerate() {
+                            row.store(to.add(pair * TILE_DEPTH).cast());
+                        }
                     }
                 }
             }
@@ -261,14 +271,15 @@ impl Task<'_> {
         let scores = self.parts.scores.as_mut_ptr();
         let of = |index: usize| index * steps * ELEMENTS;
         unsafe {
-            let first = queries.add(of(blocks.start));
+            let halves = [0, self.parts.blocks].map(|half| queries.add(of(half + blocks.start)));
             if blocks.len() == 1 {
-                return four_by_one(tiles, keys, of(1), first, steps, scores, SCORES);
+                return four_by_one(tiles, keys, of(1), halves, steps, scores, SCORES);
             }
             for row in (0..KEY_ROWS).step_by(2) {
                 let a = [keys.add(of(row)), keys.add(of(row + 1))];
                 let to = scores.add(row * TILE_ROWS * SCORES);
-                two_by_two::<false>(tiles, a, [first, first.add(of(1))], steps, to, SCORES);
+                let terms = halves.map(|b| (a, [b, b.add(of(1))]));
+                two_by_two::<false, 2>(tiles, terms, steps, to, SCORES);
             }
         }
     }
@@ -313,27 +324,34 @@ impl Task<'_> {
 
             let mut totals = [_mm512_setzero_ps(); 4];
             for step in 0..KEY_STEPS {
-                let mut rows = [Avx512(_mm512_setzero_ps()); LANES];
-                for (pairs, rows) in rows.chunks_exact_mut(2).enumerate() {
+                let mut halves = [[Avx512(_mm512_setzero_ps()); LANES]; 2];
+                for pairs in 0..LANES / 2 {
                     if let Some(next) = ahead {
                         let half = TILE / 2 + step * LANES + 2 * pairs;
                         self.ask(next[half]);
                         self.ask(next[half + 1]);
                     }
-                    let mut bits = [_mm512_setzero_si512(); 4];
+                    let mut bits = [[_mm512_setzero_ps(); 4]; 2];
                     for i in 0..4 {
                         let score = _mm512_load_ps(scores.add((step * TILE_DEPTH + 4 * pairs + i) * SCORES));
                         let weight = exp2(_mm512_fmsub_ps(score, scale, new));
                         totals[i] = _mm512_add_ps(totals[i], weight);
-                        bits[i] = rounded(weight);
+                        let upper = upper_half(weight);
+                        bits[0][i] = upper;
+                        bits[1][i] = _mm512_sub_ps(weight, upper);
                     }
-                    rows[0].0 = pair(bits[0], bits[1]);
-                    rows[1].0 = pair(bits[2], bits[3]);
+                    for (rows, bits) in halves.iter_mut().zip(bits) {
+                        rows[2 * pairs].0 = pair(bits[0], bits[1]);
+                        rows[2 * pairs + 1].0 = pair(bits[2], bits[3]);
+                    }
                 }
-                Avx512::transpose(&mut rows);
-                let to = self.parts.weights.as_mut_ptr().add((place * KEY_STEPS + step) * ELEMENTS);
-                for (query, row) in rows.iter().enumerate() {
-                    row.store(to.add(query * TILE_DEPTH).cast());
+                for (half, mut rows) in halves.into_iter().enumerate() {
+                    Avx512::transpose(&mut rows);
+                    let to = ((2 * place + half) * KEY_STEPS + step) * ELEMENTS;
+                    let to = self.parts.weights.as_mut_ptr().add(to);
+                    for (query, row) in rows.iter().enumerate() {
+                        row.store(to.add(query * TILE_DEPTH).cast());
+                    }
                 }
             }
             let sum = _mm512_add_ps(_mm512_add_ps(totals[0], totals[1]), _mm512_add_ps(totals[2], totals[3]));
@@ -368,9 +386,13 @@ impl Task<'_> {
             unsafe {
                 let b = [values.add(of(part)), values.add(of(part + 1))];
                 let to = self.parts.sums.as_mut_ptr().add(blocks.start * LANES * depth + part * LANES);
+                let halves = [weights, weights.add(of(1))];
                 match blocks.len() {
-                    1 => one_by_two(tiles, weights, b, KEY_STEPS, to, depth),
-                    _ => two_by_two::<true>(tiles, [weights, weights.add(of(1))], b, KEY_STEPS, to, depth),
+                    1 => one_by_two(tiles, halves.map(|a| (a, b)), KEY_STEPS, to, depth),
+                    _ => {
+                        let terms = halves.map(|a| ([a, a.add(of(2))], b));
+                        two_by_two::<true, 2>(tiles, terms, KEY_STEPS, to, depth);
+                    }
                 }
             }
         }
@@ -389,7 +411,7 @@ impl Task<'_> {
             for block in 0..self.parts.blocks {
                 for part in (0..depth / LANES).step_by(2) {
                     let to = self.parts.sums.as_mut_ptr().add(block * LANES * depth + part * LANES);
-                    one_by_two(tiles, zeros, [zeros, zeros], 1, to, depth);
+                    one_by_two(tiles, [(zeros, [zeros, zeros])], 1, to, depth);
                 }
             }
             for query in 0..self.piece.queries() {
@@ -440,39 +462,62 @@ unsafe fn exp2(x: __m512) -> __m512 {
     }
 }
 
-/// The bits of weights, so rounded that their upper halves are the nearest bf16.
+/// The words of sixteen pairs as lanes.
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn words(pairs: __m512bh) -> __m512 {
+    // SAFETY: both are 64 bytes of any value.
+    unsafe { std::mem::transmute(pairs) }
+}
+
+/// The first sixteen of thirty-two bf16 as f32.
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn first_half(values: __m512bh) -> __m512 {
+    let words = _mm512_castps_si512(words(values));
+    _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(_mm512_castsi512_si256(words))))
+}
+
+/// The last sixteen of thirty-two bf16 as f32.
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn second_half(values: __m512bh) -> __m512 {
+    let words = _mm512_castps_si512(words(values));
+    _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64::<1>(words))))
+}
+
+/// What of a value fits a bf16: its upper half.
 #[inline(always)]
-unsafe fn rounded(weights: __m512) -> __m512i {
+unsafe fn upper_half(value: __m512) -> __m512 {
     // SAFETY: the instructions are available in every body.
     unsafe {
-        let bits = _mm512_castps_si512(weights);
-        let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
-        _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)))
+        let high = _mm512_set1_epi32(0xffff_0000u32 as i32);
+        _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(value), high))
     }
 }
 
 /// The upper halves of two registers' lanes beside each other, the first one's below.
 #[inline(always)]
-unsafe fn pair(first: __m512i, second: __m512i) -> __m512 {
+unsafe fn pair(first: __m512, second: __m512) -> __m512 {
     // SAFETY: the instructions are available in every body.
     unsafe {
-        let high = _mm512_set1_epi32(0xffff_0000u32 as i32);
-        _mm512_castsi512_ps(_mm512_or_si512(_mm512_srli_epi32::<16>(first), _mm512_and_si512(second, high)))
+        let first = _mm512_srli_epi32::<16>(_mm512_castps_si512(first));
+        _mm512_castsi512_ps(_mm512_mask_blend_epi16(0xaaaa_aaaa, first, _mm512_castps_si512(second)))
     }
 }
 
 /// Bytes of a matrix tile's row.
 const ROW_BYTES: usize = 2 * TILE_DEPTH;
 
-/// `c = a b`, or `c += a b` where `ADD`: two by two matrix tiles, summed over `steps` neighbouring ones.
+/// `c = sum of a b over the terms`, or `c += ..` where `ADD`: two by two matrix tiles, summed over `steps` neighbouring
+/// ones.
 ///
 /// # Safety
-/// `a` and `b` have `steps` matrix tiles each, `c` the rows of four, `stride` elements apart.
+/// Every `a` and `b` has `steps` matrix tiles, `c` the rows of four, `stride` elements apart.
 #[inline(always)]
-unsafe fn two_by_two<const ADD: bool>(
+unsafe fn two_by_two<const ADD: bool, const TERMS: usize>(
     tiles: &Tiles,
-    a: [*const u16; 2],
-    b: [*const u16; 2],
+    terms: [([*const u16; 2], [*const u16; 2]); TERMS],
     steps: usize,
     c: *mut f32,
     stride: usize,
@@ -493,14 +538,16 @@ unsafe fn two_by_two<const ADD: bool>(
         }
         for step in 0..steps {
             let at = step * ELEMENTS;
-            tiles.load::<4, _>(a[0].add(at), ROW_BYTES);
-            tiles.load::<6, _>(b[0].add(at), ROW_BYTES);
-            tiles.dot::<0, 4, 6>();
-            tiles.load::<7, _>(b[1].add(at), ROW_BYTES);
-            tiles.dot::<1, 4, 7>();
-            tiles.load::<5, _>(a[1].add(at), ROW_BYTES);
-            tiles.dot::<2, 5, 6>();
-            tiles.dot::<3, 5, 7>();
+            for (a, b) in terms {
+                tiles.load::<4, _>(a[0].add(at), ROW_BYTES);
+                tiles.load::<6, _>(b[0].add(at), ROW_BYTES);
+                tiles.dot::<0, 4, 6>();
+                tiles.load::<7, _>(b[1].add(at), ROW_BYTES);
+                tiles.dot::<1, 4, 7>();
+                tiles.load::<5, _>(a[1].add(at), ROW_BYTES);
+                tiles.dot::<2, 5, 6>();
+                tiles.dot::<3, 5, 7>();
+            }
         }
         tiles.store::<0>(c, 4 * stride);
         tiles.store::<1>(c.add(LANES), 4 * stride);
@@ -511,31 +558,40 @@ unsafe fn two_by_two<const ADD: bool>(
 
 /// As [`two_by_two`] for one by two matrix tiles, always adding.
 #[inline(always)]
-unsafe fn one_by_two(tiles: &Tiles, a: *const u16, b: [*const u16; 2], steps: usize, c: *mut f32, stride: usize) {
+unsafe fn one_by_two<const TERMS: usize>(
+    tiles: &Tiles,
+    terms: [(*const u16, [*const u16; 2]); TERMS],
+    steps: usize,
+    c: *mut f32,
+    stride: usize,
+) {
     // SAFETY: the caller's contract.
     unsafe {
         tiles.load::<0, _>(c, 4 * stride);
         tiles.load::<1, _>(c.add(LANES), 4 * stride);
         for step in 0..steps {
             let at = step * ELEMENTS;
-            tiles.load::<4, _>(a.add(at), ROW_BYTES);
-            tiles.load::<6, _>(b[0].add(at), ROW_BYTES);
-            tiles.dot::<0, 4, 6>();
-            tiles.load::<7, _>(b[1].add(at), ROW_BYTES);
-            tiles.dot::<1, 4, 7>();
+            for (a, b) in terms {
+                tiles.load::<4, _>(a.add(at), ROW_BYTES);
+                tiles.load::<6, _>(b[0].add(at), ROW_BYTES);
+                tiles.dot::<0, 4, 6>();
+                tiles.load::<7, _>(b[1].add(at), ROW_BYTES);
+                tiles.dot::<1, 4, 7>();
+            }
         }
         tiles.store::<0>(c, 4 * stride);
         tiles.store::<1>(c.add(LANES), 4 * stride);
     }
 }
 
-/// As [`two_by_two`] for four by one matrix tiles, never adding; the rows of `a` are `next` elements apart.
+/// As [`two_by_two`] for four by one matrix tiles and two terms of one `a`, never adding; the rows of `a` are `next`
+/// elements apart.
 #[inline(always)]
 unsafe fn four_by_one(
     tiles: &Tiles,
     a: *const u16,
     next: usize,
-    b: *const u16,
+    halves: [*const u16; 2],
     steps: usize,
     c: *mut f32,
     stride: usize,
@@ -548,15 +604,17 @@ unsafe fn four_by_one(
         tiles.zero::<3>();
         for step in 0..steps {
             let at = step * ELEMENTS;
-            tiles.load::<4, _>(b.add(at), ROW_BYTES);
-            tiles.load::<5, _>(a.add(at), ROW_BYTES);
-            tiles.dot::<0, 5, 4>();
-            tiles.load::<6, _>(a.add(next + at), ROW_BYTES);
-            tiles.dot::<1, 6, 4>();
-            tiles.load::<7, _>(a.add(2 * next + at), ROW_BYTES);
-            tiles.dot::<2, 7, 4>();
-            tiles.load::<5, _>(a.add(3 * next + at), ROW_BYTES);
-            tiles.dot::<3, 5, 4>();
+            for b in halves {
+                tiles.load::<4, _>(b.add(at), ROW_BYTES);
+                tiles.load::<5, _>(a.add(at), ROW_BYTES);
+                tiles.dot::<0, 5, 4>();
+                tiles.load::<6, _>(a.add(next + at), ROW_BYTES);
+                tiles.dot::<1, 6, 4>();
+                tiles.load::<7, _>(a.add(2 * next + at), ROW_BYTES);
+                tiles.dot::<2, 7, 4>();
+                tiles.load::<5, _>(a.add(3 * next + at), ROW_BYTES);
+                tiles.dot::<3, 5, 4>();
+            }
         }
         let rows = TILE_ROWS * stride;
         tiles.store::<0>(c, 4 * stride);

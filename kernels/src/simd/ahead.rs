@@ -22,7 +22,7 @@ impl Ahead {
     const CLOSE: usize = 2048;
 
     /// The weights that are about to be read, just ahead of the reading; `then` are those read after them.
-    pub(crate) fn close<K: Kind>(weights: &[K::Weight], then: Option<&[K::Weight]>) -> Ahead {
+    fn close<K: Kind>(weights: &[K::Weight], then: Option<&[K::Weight]>) -> Ahead {
         let bytes = weights.as_ptr_range();
         let then = then.map_or(bytes.end, |then| then.as_ptr()).cast();
         let next = bytes.start.cast::<u8>().wrapping_add(Ahead::CLOSE);

@@ -1,4 +1,3 @@
-use half::bf16;
 use moetrail_kernels::{
     AttentionCall, AttentionShape, Form, KvPool, QkvCall, RopeTable, SeqSpan, WeightDtype, reference,
 };
@@ -70,17 +69,13 @@ fn check(case: &Case, toss: &mut Toss) {
     for form in Form::available() {
         let compute: Compute<'_> = &|call, q, out| call.run(form, q, out).unwrap();
         let mut layout = case.layout(form, 16, toss);
-        // On matrix tiles queries and weights are bf16: half a unit in the last of eight bits, of values up to 2.
-        let tiles = form == Form::Amx && case.dtype == WeightDtype::BF16;
-        let round = |q: &[f32]| -> Vec<f32> { q.iter().map(|&q| bf16::from_f32(q).to_f32()).collect() };
-        let expected = case.run(&whole, &mut layout, &|call, q, out| match tiles {
-            true => reference::attention(call, &round(q), out),
-            false => reference::attention(call, q, out),
-        });
-        let bound = if tiles { 2.0 / 512.0 + 2e-5 } else { 2e-5 };
+        let expected = case.run(&whole, &mut layout, &reference::attention);
         let [one, two, three] = pools();
         let got = one.install(|| case.run(&whole, &mut layout, compute));
         let how = format!("{form} {} {:?} {:?}", case.dtype, case.shape, case.lengths);
+        // On matrix tiles queries and weights have sixteen bits; values reach 2.
+        let tiles = form == Form::Amx && case.dtype == WeightDtype::BF16;
+        let bound = if tiles { 2.0 * 2f32.powi(-15) } else { 2e-5 };
         assert_close(&got, &expected, |_| bound, &how);
         assert_bits(
             &three.install(|| case.run(&whole, &mut layout, compute)),
