@@ -50,7 +50,7 @@ pub struct ModelArgs {
     /// Threads that compute; all processors if absent.
     #[arg(long)]
     pub threads: Option<usize>,
-    /// Form of the CPU kernels: avx512, avx2 or scalar; the best one if absent.
+    /// Form of the CPU kernels: amx, avx512bf16, avx512, avx2 or scalar; the best one if absent.
     #[arg(long, value_name = "FORM", env = "MOETRAIL_CPU_FORM")]
     pub cpu_form: Option<String>,
     /// Do not capture routing.
@@ -245,6 +245,9 @@ pub struct BenchArgs {
     /// Batch sizes of the decode runs.
     #[arg(long, value_delimiter = ',', default_value = "1,8")]
     pub batch: Vec<usize>,
+    /// Prompt tokens of each sequence of a decode run.
+    #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..).map(|tokens| tokens as usize))]
+    pub context: usize,
     /// Tokens that each sequence of a decode run generates.
     #[arg(long, default_value_t = 65, value_parser = clap::value_parser!(u32).range(2..).map(|tokens| tokens as usize))]
     pub gen_len: usize,

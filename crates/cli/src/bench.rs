@@ -11,9 +11,6 @@ use crate::args::BenchArgs;
 use crate::load::start;
 use crate::probe::greedy;
 
-/// Prompt tokens of the decode runs.
-const DECODE_PROMPT: usize = 32;
-
 /// Prints one JSON object: every repetition of every measure, in tokens per second.
 pub fn bench(args: &BenchArgs) -> Result<()> {
     let widest = args.batch.iter().copied().max().unwrap_or(1);
@@ -43,12 +40,18 @@ pub fn bench(args: &BenchArgs) -> Result<()> {
     for &batch in &args.batch {
         let mut rates = Vec::new();
         for rep in 0..=args.reps {
-            let elapsed = decode(&handle, batch, args.gen_len, rep, rows)?;
+            let elapsed = decode(&handle, batch, args, rep, rows)?;
             if rep > 0 {
                 rates.push((batch * (args.gen_len - 1)) as f64 / elapsed.as_secs_f64());
             }
         }
-        results.push(json!({"measure": "decode", "batch": batch, "tokens": args.gen_len, "tokens_per_second": rates}));
+        results.push(json!({
+            "measure": "decode",
+            "batch": batch,
+            "context": args.context,
+            "tokens": args.gen_len,
+            "tokens_per_second": rates,
+        }));
     }
     let report = json!({
         "model": handle.info().model_name,
@@ -83,9 +86,9 @@ fn prefill(handle: &EngineHandle, length: usize, salt: usize, rows: bool) -> Res
 }
 
 /// Time from the step in which the last of `batch` sequences got its first token to the end of all.
-fn decode(handle: &EngineHandle, batch: usize, tokens: usize, salt: usize, rows: bool) -> Result<Duration> {
+fn decode(handle: &EngineHandle, batch: usize, args: &BenchArgs, salt: usize, rows: bool) -> Result<Duration> {
     let mut streams = (0..batch)
-        .map(|i| Ok(handle.submit(request(handle, DECODE_PROMPT, tokens, salt * 1000 + i, rows))?))
+        .map(|i| Ok(handle.submit(request(handle, args.context, args.gen_len, salt * 1000 + i, rows))?))
         .collect::<Result<Vec<_>>>()?;
     for stream in &mut streams {
         while let Some(event) = stream.blocking_next() {

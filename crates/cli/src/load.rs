@@ -30,7 +30,9 @@ pub fn configure_kernels(args: &ModelArgs) -> Result<()> {
         pool::configure(threads);
     }
     if let Some(name) = &args.cpu_form {
-        let Some(form) = Form::from_name(name) else { bail!("--cpu-form is {name:?}; avx512, avx2 or scalar") };
+        let Some(form) = Form::from_name(name) else {
+            bail!("--cpu-form is {name:?}; {}", Form::ALL.map(|form| form.to_string()).join(", "))
+        };
         if !Form::available().contains(&form) {
             bail!("--cpu-form {name}: this processor does not have it; it has {:?}", Form::available());
         }

@@ -19,7 +19,7 @@ pub(crate) struct Ahead {
 impl Ahead {
     /// How far ahead of its use a panel is asked for, in bytes: of the distances tried from 512 B to 16 KiB the fastest
     /// with all threads reading.
-    const CLOSE: usize = 2048;
+    const CLOSE: usize = 4096;
 
     /// The weights that are about to be read, just ahead of the reading; `then` are those read after them.
     fn close<K: Kind>(weights: &[K::Weight], then: Option<&[K::Weight]>) -> Ahead {
