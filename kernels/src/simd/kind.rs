@@ -250,14 +250,13 @@ mod bf16 {
         unsafe {
             let mut totals = [[_mm512_setzero_ps(); PANEL / LANES]; M];
             for pair in 0..depth / 2 {
-                let mut weights = [_mm512_setzero_si512(); PANEL / LANES];
-                for (v, weights) in weights.iter_mut().enumerate() {
-                    *weights = _mm512_loadu_si512(panel.add(pair * STEP + v * 2 * LANES).cast());
-                }
+                let from = panel.add(pair * STEP).cast::<[__m512bh; PANEL / LANES]>();
+                let weights = from.read_unaligned();
                 for (m, totals) in totals.iter_mut().enumerate() {
-                    let acts = _mm512_set1_epi32(acts.add(m * depth + 2 * pair).cast::<i32>().read_unaligned());
+                    let acts = acts.add(m * depth + 2 * pair).cast::<i32>().read_unaligned();
+                    let acts = std::mem::transmute::<__m512i, __m512bh>(_mm512_set1_epi32(acts));
                     for (total, weights) in totals.iter_mut().zip(weights) {
-                        *total = _mm512_dpbf16_ps(*total, std::mem::transmute(acts), std::mem::transmute(weights));
+                        *total = _mm512_dpbf16_ps(*total, acts, weights);
                     }
                 }
             }
