@@ -11,6 +11,7 @@ use crate::error::{KernelError, check_index, check_shape};
 use crate::form::Form;
 use crate::kv::LayerKv;
 use crate::tensor::{unfilled, with_rows};
+#[cfg(target_arch = "x86_64")]
 use crate::weights::WeightDtype;
 
 const OP: &str = "paged_attention";

@@ -11,6 +11,7 @@ use super::AttentionCall;
 use super::piece::{Piece, TILE, in_pieces};
 use crate::form::Form;
 use crate::packed::PANEL;
+use crate::simd::ahead::Ahead;
 use crate::simd::fused::{FUSED_ROWS, WidenF32, add_products};
 use crate::simd::math::exp;
 use crate::simd::stored::{Stored, StoredBf16, StoredF16, StoredF32};
@@ -209,7 +210,14 @@ impl<S: Stored> Task<'_, S> {
             for i in 0..count * TILE {
                 *scores.add(i) = 0.0;
             }
-            add_products::<L, WidenF32>(self.scratch.keys.as_ptr(), &rows[..count], head_dim, scores, TILE);
+            add_products::<L, WidenF32>(
+                self.scratch.keys.as_ptr(),
+                &rows[..count],
+                head_dim,
+                &mut Ahead::nothing(),
+                scores,
+                TILE,
+            );
             let mut weights = [scores.cast_const(); FUSED_ROWS];
             for i in 0..count {
                 weights[i] = scores.add(i * TILE);
@@ -227,7 +235,14 @@ impl<S: Stored> Task<'_, S> {
                         common[i] = weights[i].add(from);
                     }
                     let values = values.add(from * PANEL);
-                    add_products::<L, WidenF32>(values, &common[..count], to - from, sums.add(panel), width);
+                    add_products::<L, WidenF32>(
+                        values,
+                        &common[..count],
+                        to - from,
+                        &mut Ahead::nothing(),
+                        sums.add(panel),
+                        width,
+                    );
                 }
                 for i in 0..count {
                     let first = if from < to { to } else { seen[i].0 };
@@ -318,7 +333,7 @@ unsafe fn add_values<L: Lanes>(values: *const f32, weights: *const f32, from: us
         // SAFETY: the caller's contract.
         unsafe {
             let rows = [weights.add(from)];
-            add_products::<L, WidenF32>(values.add(from * PANEL), &rows, to - from, sums, PANEL);
+            add_products::<L, WidenF32>(values.add(from * PANEL), &rows, to - from, &mut Ahead::nothing(), sums, PANEL);
         }
     }
 }

@@ -36,7 +36,7 @@ impl Ahead {
         Ahead { next: bytes.start.cast(), end: bytes.end.cast(), share, then: std::ptr::null() }
     }
 
-    fn nothing() -> Ahead {
+    pub(crate) fn nothing() -> Ahead {
         Ahead { next: std::ptr::null(), end: std::ptr::null(), share: 0, then: std::ptr::null() }
     }
 

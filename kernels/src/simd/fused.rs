@@ -2,9 +2,10 @@
 //!
 //! Each output lane is summed over the inputs in order, whatever the number of rows, so all shapes give the same bits.
 
+use super::ahead::Ahead;
 use super::{LANES, Lanes};
 use crate::buffer::Plain;
-use crate::packed::PANEL;
+use crate::packed::{CHUNK, PANEL};
 
 /// Rows of the tallest block: as many as leave the sums in registers.
 pub(crate) const FUSED_ROWS: usize = 6;
@@ -77,6 +78,7 @@ pub(crate) unsafe fn add_products<L: Lanes, W: Widen>(
     panel: *const W::Weight,
     rows: &[*const f32],
     depth: usize,
+    ahead: &mut Ahead,
     sums: *mut f32,
     stride: usize,
 ) {
@@ -84,28 +86,28 @@ pub(crate) unsafe fn add_products<L: Lanes, W: Widen>(
     unsafe {
         match rows.len() {
             0 => {}
-            1 => block::<L, W, 1, VECTORS>(panel, rows.as_ptr(), depth, sums, stride),
+            1 => block::<L, W, 1, VECTORS>(panel, rows.as_ptr(), depth, ahead, sums, stride),
             count if L::WHOLE_PANEL => match count {
-                2 => block::<L, W, 2, VECTORS>(panel, rows.as_ptr(), depth, sums, stride),
-                3 => block::<L, W, 3, VECTORS>(panel, rows.as_ptr(), depth, sums, stride),
-                4 => block::<L, W, 4, VECTORS>(panel, rows.as_ptr(), depth, sums, stride),
-                5 => block::<L, W, 5, VECTORS>(panel, rows.as_ptr(), depth, sums, stride),
-                _ => block::<L, W, 6, VECTORS>(panel, rows.as_ptr(), depth, sums, stride),
+                2 => block::<L, W, 2, VECTORS>(panel, rows.as_ptr(), depth, ahead, sums, stride),
+                3 => block::<L, W, 3, VECTORS>(panel, rows.as_ptr(), depth, ahead, sums, stride),
+                4 => block::<L, W, 4, VECTORS>(panel, rows.as_ptr(), depth, ahead, sums, stride),
+                5 => block::<L, W, 5, VECTORS>(panel, rows.as_ptr(), depth, ahead, sums, stride),
+                _ => block::<L, W, 6, VECTORS>(panel, rows.as_ptr(), depth, ahead, sums, stride),
             },
             2 => {
-                block::<L, W, 2, 2>(panel, rows.as_ptr(), depth, sums, stride);
+                block::<L, W, 2, 2>(panel, rows.as_ptr(), depth, ahead, sums, stride);
                 let (panel, sums) = (panel.add(2 * LANES * W::PER_STEP), sums.add(2 * LANES));
-                block::<L, W, 2, 2>(panel, rows.as_ptr(), depth, sums, stride);
+                block::<L, W, 2, 2>(panel, rows.as_ptr(), depth, ahead, sums, stride);
             }
             count => {
                 for vector in 0..VECTORS {
                     let panel = panel.add(vector * LANES * W::PER_STEP);
                     let sums = sums.add(vector * LANES);
                     match count {
-                        3 => block::<L, W, 3, 1>(panel, rows.as_ptr(), depth, sums, stride),
-                        4 => block::<L, W, 4, 1>(panel, rows.as_ptr(), depth, sums, stride),
-                        5 => block::<L, W, 5, 1>(panel, rows.as_ptr(), depth, sums, stride),
-                        _ => block::<L, W, 6, 1>(panel, rows.as_ptr(), depth, sums, stride),
+                        3 => block::<L, W, 3, 1>(panel, rows.as_ptr(), depth, ahead, sums, stride),
+                        4 => block::<L, W, 4, 1>(panel, rows.as_ptr(), depth, ahead, sums, stride),
+                        5 => block::<L, W, 5, 1>(panel, rows.as_ptr(), depth, ahead, sums, stride),
+                        _ => block::<L, W, 6, 1>(panel, rows.as_ptr(), depth, ahead, sums, stride),
                     }
                 }
             }
@@ -119,6 +121,7 @@ unsafe fn block<L: Lanes, W: Widen, const M: usize, const V: usize>(
     panel: *const W::Weight,
     rows: *const *const f32,
     depth: usize,
+    ahead: &mut Ahead,
     out: *mut f32,
     stride: usize,
 ) {
@@ -134,6 +137,10 @@ unsafe fn block<L: Lanes, W: Widen, const M: usize, const V: usize>(
         let mut weights = panel;
         let mut at = 0;
         while at < depth {
+            // Many rows take longer than their weights, which the processor then fetches in time by itself.
+            if M < FUSED_ROWS && at % (CHUNK / 4) == 0 {
+                ahead.ask::<L, 4>();
+            }
             // The inputs of a step come one after the other: their weights are never in registers together.
             for input in 0..W::PER_STEP {
                 let mut w = [W::load::<L>(weights, input); V];

@@ -152,7 +152,7 @@ impl<W: Widen> Kind for Fused<W> {
         acts: *const f32,
         depth: usize,
         rows: usize,
-        _: &mut Ahead,
+        ahead: &mut Ahead,
         sums: &mut Sums,
     ) {
         let mut each = [acts; FUSED_ROWS];
@@ -161,7 +161,7 @@ impl<W: Widen> Kind for Fused<W> {
             sums.0[row] = [0.0; PANEL];
         }
         // SAFETY: the caller's contract.
-        unsafe { add_products::<L, W>(panel, &each[..rows], depth, sums.0.as_mut_ptr().cast(), PANEL) };
+        unsafe { add_products::<L, W>(panel, &each[..rows], depth, ahead, sums.0.as_mut_ptr().cast(), PANEL) };
     }
 }
 
@@ -226,18 +226,18 @@ mod bf16 {
             acts: *const u16,
             depth: usize,
             rows: usize,
-            _: &mut Ahead,
+            ahead: &mut Ahead,
             sums: &mut Sums,
         ) {
             // SAFETY: the caller's contract.
             unsafe {
                 match rows {
-                    1 => dots::<1>(panel, acts, depth, sums),
-                    2 => dots::<2>(panel, acts, depth, sums),
-                    3 => dots::<3>(panel, acts, depth, sums),
-                    4 => dots::<4>(panel, acts, depth, sums),
-                    5 => dots::<5>(panel, acts, depth, sums),
-                    _ => dots::<6>(panel, acts, depth, sums),
+                    1 => dots::<L, 1>(panel, acts, depth, ahead, sums),
+                    2 => dots::<L, 2>(panel, acts, depth, ahead, sums),
+                    3 => dots::<L, 3>(panel, acts, depth, ahead, sums),
+                    4 => dots::<L, 4>(panel, acts, depth, ahead, sums),
+                    5 => dots::<L, 5>(panel, acts, depth, ahead, sums),
+                    _ => dots::<L, 6>(panel, acts, depth, ahead, sums),
                 }
             }
         }
@@ -245,11 +245,20 @@ mod bf16 {
 
     /// `M` rows by a panel, held in registers over the whole depth.
     #[inline(always)]
-    unsafe fn dots<const M: usize>(panel: *const u16, acts: *const u16, depth: usize, sums: &mut Sums) {
+    unsafe fn dots<L: Lanes, const M: usize>(
+        panel: *const u16,
+        acts: *const u16,
+        depth: usize,
+        ahead: &mut Ahead,
+        sums: &mut Sums,
+    ) {
         // SAFETY: the caller's contract: `M` rows of `depth` activations, and a whole panel.
         unsafe {
             let mut totals = [[_mm512_setzero_ps(); PANEL / LANES]; M];
             for pair in 0..depth / 2 {
+                if M < DotBf16::ROWS && pair % (CHUNK / 8) == 0 {
+                    ahead.ask::<L, 4>();
+                }
                 let from = panel.add(pair * STEP).cast::<[__m512bh; PANEL / LANES]>();
                 let weights = from.read_unaligned();
                 for (m, totals) in totals.iter_mut().enumerate() {

@@ -1,4 +1,4 @@
-//! Sixteen f32 lanes in three forms, so that each kernel is written once.
+//! Sixteen f32 lanes in three forms, so that each kernel is written once; and the ways to multiply by packed weights.
 //!
 //! A kernel's body is a [`Body`], generic over [`Lanes`]; [`dispatch`] runs it inside a function compiled for the
 //! form's instructions. Everything below a body is `#[inline(always)]` and free of closures: a function that is not
