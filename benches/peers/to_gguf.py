@@ -57,10 +57,11 @@ class Writer:
         # Norms and routers stay in f32, as llama.cpp's converter leaves them.
         if array.ndim == 1 or "ffn_gate_inp" in name:
             self.gguf.add_tensor(name, f32(array))
-        elif self.kind == "bf16":
+        elif self.kind == "bf16" and array.dtype == np.uint16:
             self.gguf.add_tensor(name, np.ascontiguousarray(array).view(np.uint8), raw_dtype=BF16)
         else:
-            self.gguf.add_tensor(name, gguf.quants.quantize(f32(array), Q8_0), raw_dtype=Q8_0)
+            kind = {"bf16": BF16, "q8_0": Q8_0}[self.kind]
+            self.gguf.add_tensor(name, gguf.quants.quantize(f32(array), kind), raw_dtype=kind)
 
     def close(self):
         self.gguf.write_header_to_file()

@@ -12,7 +12,7 @@ const OP: &str = "expert_ffn";
 /// `sum over k of weight_k * down(silu(gate x) * (up x))` of the chosen experts, `x` f32 `[n, hidden]` to the same
 /// shape.
 ///
-/// The sum runs in row order (`k = 0, 1, ..`), so a row depends on its own routing alone.
+/// The sum runs by ascending expert id, so a row depends on its own routing alone, and not on the order of its ids.
 pub fn expert_ffn(x: &Tensor, routing: &Routing, experts: &PackedExperts) -> Result<Tensor> {
     with_rows(OP, "x", x, experts.hidden(), |x, n| {
         check_shape(OP, "topk_weights", routing.topk_weights.dims(), routing.topk_ids.dims())?;

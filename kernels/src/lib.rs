@@ -1,4 +1,4 @@
-//! Every hot operation of the engine, on CPU (AVX-512, AVX2 and portable forms, chosen once) beneath candle tensors.
+//! Every hot operation of the engine, on CPU beneath candle tensors, in the form ([`Form`]) that is chosen once.
 //!
 //! The kernels are batch-invariant: the order in which an output element is summed depends on the layer's shape (and,
 //! in attention, on absolute key positions) alone, never on the number of rows, the threads, the chunk or the block
