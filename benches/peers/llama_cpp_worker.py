@@ -19,7 +19,7 @@ class Peer:
         L.llama_backend_init()
         began = time.perf_counter()
         params = L.llama_model_default_params()
-        params.use_extra_bufts = True
+        params.use_extra_bufts = a.extra_bufts
         self.model = L.llama_model_load_from_file(path.encode(), params)
         params = L.llama_context_default_params()
         params.n_ctx, params.n_batch, params.n_ubatch, params.n_seq_max = n_ctx, a.n_batch, a.n_ubatch, n_seq
@@ -94,6 +94,7 @@ def main():
     ap.add_argument("--n-batch", type=int, default=512)
     ap.add_argument("--n-ubatch", type=int, default=512)
     ap.add_argument("--flash-attn", type=int, default=1)
+    ap.add_argument("--extra-bufts", action="store_true", help="weights repacked for matrix tiles; crashes with q8_0 in llama-cpp-python 0.3.36")
     ap.add_argument("--prompt-len", type=lambda text: [int(word) for word in text.split(",") if word], default=[512])
     ap.add_argument("--batch", type=lambda text: [int(word) for word in text.split(",") if word], default=[1, 8])
     ap.add_argument("--context", type=int, default=DECODE_PROMPT)
