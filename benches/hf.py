@@ -15,14 +15,11 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM
 
-DECODE_PROMPT = 32  # as in `moetrail bench`
+from peers.prompts import DECODE_PROMPT, prompt
+
 TRIAL_STEPS = 2
 HOPELESS = 3  # what is this many times slower than the best gets no second chance
 ENOUGH_SECONDS = 30  # after these, a measure is not repeated
-
-
-def prompt(length, salt, vocab):
-    return [(i * 7919 + salt * 104_729) % vocab for i in range(length)]
 
 
 class Peer:

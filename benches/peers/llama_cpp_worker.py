@@ -1,14 +1,12 @@
 """llama.cpp on the prompts of `moetrail bench`, through the C interface that llama-cpp-python ships, as one JSON object."""
 import argparse
-import ctypes
-import json
-import math
 import time
 
 import llama_cpp as L
 import numpy as np
 
-from prompts import DECODE_PROMPT, prompt
+import worker
+from prompts import prompt
 
 
 class Peer:
@@ -60,13 +58,12 @@ class Peer:
         self.row(-1).argmax()
         return time.perf_counter() - began
 
-    def decode(self, batch, steps, salt, context=DECODE_PROMPT):
+    def decode(self, batch, steps, salt, context):
         self.clear()
-        entries = [(token, i, seq) for seq in range(batch) for i, token in enumerate(prompt(context, salt * 1000 + seq, self.vocab))]
         tokens = []
         for seq in range(batch):
-            part = entries[seq * context:(seq + 1) * context]
-            self.feed(part, lambda i: i == context - 1)
+            ids = prompt(context, salt * 1000 + seq, self.vocab)
+            self.feed([(token, i, seq) for i, token in enumerate(ids)], lambda i: i == context - 1)
             tokens.append(int(self.row(-1).argmax()))
         began = time.perf_counter()
         for step in range(steps):
@@ -95,28 +92,10 @@ def main():
     ap.add_argument("--n-ubatch", type=int, default=512)
     ap.add_argument("--flash-attn", type=int, default=1)
     ap.add_argument("--extra-bufts", action="store_true", help="weights repacked for matrix tiles; crashes with q8_0 in llama-cpp-python 0.3.36")
-    ap.add_argument("--prompt-len", type=lambda text: [int(word) for word in text.split(",") if word], default=[512])
-    ap.add_argument("--batch", type=lambda text: [int(word) for word in text.split(",") if word], default=[1, 8])
-    ap.add_argument("--context", type=int, default=DECODE_PROMPT)
-    ap.add_argument("--gen-len", type=int, default=33)
-    ap.add_argument("--reps", type=int, default=3)
     ap.add_argument("--verbose", action="store_true")
-    ap.add_argument("--score", type=int, default=0, help="tokens of the scored text")
-    a = ap.parse_args()
-    steps = a.gen_len - 1
+    a = worker.arguments(ap)
     n_ctx = max([length + 8 for length in a.prompt_len] + [batch * (a.context + a.gen_len) for batch in a.batch] + [a.score + 8])
-    peer = Peer(a.gguf, a, n_ctx, max(a.batch + [1]))
-    results = []
-    for length in a.prompt_len:
-        seconds = [peer.prefill(length, rep) for rep in range(a.reps + 1)][1:]
-        results.append(dict(measure="prefill", tokens=length, tokens_per_second=[length / each for each in seconds]))
-    for batch in a.batch:
-        seconds = [peer.decode(batch, steps, rep, a.context) for rep in range(a.reps + 1)][1:]
-        results.append(dict(measure="decode", batch=batch, context=a.context, tokens=a.gen_len, tokens_per_second=[batch * steps / each for each in seconds]))
-    report = dict(load_seconds=peer.load_seconds, version=L.__version__, results=results)
-    if a.score:
-        report["perplexity"] = math.exp(peer.mean_nll(prompt(a.score, 7, peer.vocab)))
-    print(json.dumps(report))
+    worker.report(Peer(a.gguf, a, n_ctx, max(a.batch + [1])), a, L.__version__)
 
 
 if __name__ == "__main__":

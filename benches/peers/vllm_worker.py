@@ -4,16 +4,15 @@ A decode rate is the difference of two runs, as the offline interface tells no t
 """
 import argparse
 import json
-import math
 import os
-import sys
 import time
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 
-from prompts import DECODE_PROMPT, prompt
+import worker
+from prompts import prompt
 
 
 class Peer:
@@ -50,31 +49,14 @@ class Peer:
 def main():
     ap = argparse.ArgumentParser(description=__doc__)
     ap.add_argument("checkpoint")
-    ap.add_argument("--prompt-len", type=lambda text: [int(word) for word in text.split(",") if word], default=[512])
-    ap.add_argument("--batch", type=lambda text: [int(word) for word in text.split(",") if word], default=[1, 8])
-    ap.add_argument("--context", type=int, default=DECODE_PROMPT)
-    ap.add_argument("--gen-len", type=int, default=33)
-    ap.add_argument("--reps", type=int, default=3)
-    ap.add_argument("--score", type=int, default=0)
     ap.add_argument("--batched-tokens", type=int, default=2048)
     ap.add_argument("--compile", action="store_true")
-    a = ap.parse_args()
-    steps = a.gen_len - 1
+    a = worker.arguments(ap)
     longest = max([length + 8 for length in a.prompt_len] + [a.context + a.gen_len + 8] + [a.score + 8])
     peer = Peer(a, longest, max(a.batch + [1]))
-    results = []
-    for length in a.prompt_len:
-        seconds = [peer.prefill(length, rep) for rep in range(a.reps + 1)][1:]
-        results.append(dict(measure="prefill", tokens=length, tokens_per_second=[length / each for each in seconds]))
-    for batch in a.batch:
-        seconds = [peer.decode(batch, steps, rep, a.context) for rep in range(a.reps + 1)][1:]
-        results.append(dict(measure="decode", batch=batch, context=a.context, tokens=a.gen_len, tokens_per_second=[batch * steps / each for each in seconds]))
     import vllm
 
-    report = dict(load_seconds=peer.load_seconds, version=vllm.__version__, results=results)
-    if a.score:
-        report["perplexity"] = math.exp(peer.mean_nll(prompt(a.score, 7, peer.vocab)))
-    print(json.dumps(report))
+    worker.report(peer, a, vllm.__version__)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 mod fused;
 mod piece;
 #[cfg(target_arch = "x86_64")]
+mod tile_products;
+#[cfg(target_arch = "x86_64")]
 mod tiles;
 
 use std::ops::Range;

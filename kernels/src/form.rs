@@ -77,7 +77,7 @@ impl Form {
     #[cfg(target_arch = "x86_64")]
     pub(crate) fn is_supported(self) -> bool {
         match self {
-            Form::Amx => Form::Avx512.is_supported() && is_x86_feature_detected!("avx512bf16") && amx::is_granted(),
+            Form::Amx => Form::Avx512Bf16.is_supported() && amx::is_granted(),
             Form::Avx512Bf16 => Form::Avx512.is_supported() && is_x86_feature_detected!("avx512bf16"),
             Form::Avx512 => {
                 is_x86_feature_detected!("avx512f")

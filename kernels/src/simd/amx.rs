@@ -70,9 +70,18 @@ impl Tiles {
 
     /// Zeroes a tile.
     #[inline(always)]
-    pub(crate) fn zero<const TILE: u8>(&self) {
+    fn zero<const TILE: u8>(&self) {
         // SAFETY: the tiles are configured while `self` lives.
         unsafe { asm!("tilezero tmm{}", const TILE, options(nostack, preserves_flags, nomem)) }
+    }
+
+    /// Zeroes tiles 0 to 3, where products are summed.
+    #[inline(always)]
+    pub(crate) fn zero_sums(&self) {
+        self.zero::<0>();
+        self.zero::<1>();
+        self.zero::<2>();
+        self.zero::<3>();
     }
 
     /// Loads sixteen rows of 64 bytes, `stride` bytes apart.
@@ -98,6 +107,23 @@ impl Tiles {
         unsafe {
             asm!("tilestored [{} + {}*1], tmm{}", in(reg) to, in(reg) stride, const TILE,
                 options(nostack, preserves_flags));
+        }
+    }
+
+    /// Stores tiles 0 to 3 as two by two, in rows `stride` elements apart.
+    ///
+    /// # Safety
+    /// Thirty-two rows of thirty-two elements are writable.
+    #[inline(always)]
+    pub(crate) unsafe fn store_square(&self, to: *mut f32, stride: usize) {
+        const COLUMNS: usize = 16;
+        // SAFETY: the caller's contract.
+        unsafe {
+            let below = to.add(TILE_ROWS * stride);
+            self.store::<0>(to, 4 * stride);
+            self.store::<1>(to.add(COLUMNS), 4 * stride);
+            self.store::<2>(below, 4 * stride);
+            self.store::<3>(below.add(COLUMNS), 4 * stride);
         }
     }
 

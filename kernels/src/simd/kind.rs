@@ -184,6 +184,7 @@ mod bf16 {
 
     /// Elements from one pair of inputs to the next in a panel.
     const STEP: usize = 2 * PANEL;
+
     /// # Safety
     /// As [`Kind::put`].
     #[inline(always)]
@@ -347,10 +348,7 @@ mod bf16 {
         ahead: &mut Ahead,
         sums: *mut f32,
     ) {
-        tiles.zero::<0>();
-        tiles.zero::<1>();
-        tiles.zero::<2>();
-        tiles.zero::<3>();
+        tiles.zero_sums();
         // SAFETY: the caller's contract.
         unsafe {
             for _ in 0..depth / TILE_DEPTH {
@@ -387,10 +385,7 @@ mod bf16 {
         ahead: &mut Ahead,
         sums: *mut f32,
     ) {
-        tiles.zero::<0>();
-        tiles.zero::<1>();
-        tiles.zero::<2>();
-        tiles.zero::<3>();
+        tiles.zero_sums();
         // SAFETY: the caller's contract.
         unsafe {
             for _ in 0..depth / TILE_DEPTH {
@@ -407,10 +402,7 @@ mod bf16 {
                 panel = panel.add(WEIGHTS);
                 acts = acts.add(ACTS);
             }
-            tiles.store::<0>(sums, SUM_BYTES);
-            tiles.store::<1>(sums.add(LANES), SUM_BYTES);
-            tiles.store::<2>(sums.add(TILE_ROWS * PANEL), SUM_BYTES);
-            tiles.store::<3>(sums.add(TILE_ROWS * PANEL + LANES), SUM_BYTES);
+            tiles.store_square(sums, PANEL);
         }
     }
 }
