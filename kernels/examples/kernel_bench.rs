@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use moetrail_kernels::{
     AttentionCall, AttentionShape, Form, KvPool, PackedExperts, PackedMatrix, QkvCall, RopeTable, RouterConfig,
-    SeqSpan, WeightDtype, experts_rows, linear, pool, rms_norm_rows, select,
+    SeqSpan, WeightDtype, WeightFormat, experts_rows, linear, pool, rms_norm_rows, select,
 };
 
 const HIDDEN: usize = 1024;
@@ -33,13 +33,15 @@ fn main() {
     if wanted("linear") {
         for (name, out) in [("qkv", 2048), ("qkv-", 1984), ("out", 1024), ("out+", 1088), ("outs", 64), ("head", 32768)]
         {
-            products(form, name, HIDDEN, out, WeightDtype::BF16, (read, peak));
+            products(form, name, HIDDEN, out, WeightDtype::BF16.into(), (read, peak));
         }
-        products(form, "qkv f32", HIDDEN, 2048, WeightDtype::F32, (read, peak));
-        products(form, "router", HIDDEN, EXPERTS, WeightDtype::F32, (read, peak));
+        products(form, "qkv f32", HIDDEN, 2048, WeightDtype::F32.into(), (read, peak));
+        products(form, "qkv int8", HIDDEN, 2048, WeightFormat::Int8, (read, peak));
+        products(form, "router", HIDDEN, EXPERTS, WeightDtype::F32.into(), (read, peak));
     }
     if wanted("experts") {
-        experts(form, (read, peak));
+        experts(form, WeightDtype::BF16.into(), (read, peak));
+        experts(form, WeightFormat::Int8, (read, peak));
     }
     if wanted("attention") {
         attentions(form);
@@ -77,7 +79,7 @@ fn on_processor() -> Option<f64> {
 fn line(name: &str, rows: usize, seconds: f64, bytes: usize, flops: usize, (read, peak): (f64, f64)) {
     let (bandwidth, rate) = (bytes as f64 / seconds / 1e9, flops as f64 / seconds / 1e9);
     println!(
-        "{name:<10} {rows:>4} rows  {:>9.1} us  {bandwidth:>6.1} GB/s ({:>3.0} % of read)  {rate:>7.1} GFLOP/s ({:>3.0} %)",
+        "{name:<16} {rows:>4} rows  {:>9.1} us  {bandwidth:>6.1} GB/s ({:>3.0} % of read)  {rate:>7.1} GFLOP/s ({:>3.0} %)",
         seconds * 1e6,
         bandwidth / read * 100.0,
         rate / peak * 100.0,
@@ -110,10 +112,10 @@ fn product_peak(form: Form) -> f64 {
     (2 * n * ins * outs) as f64 / seconds / 1e9
 }
 
-fn products(form: Form, name: &str, ins: usize, outs: usize, dtype: WeightDtype, limits: (f64, f64)) {
-    let bytes = outs * ins * dtype.bytes();
+fn products(form: Form, name: &str, ins: usize, outs: usize, format: WeightFormat, limits: (f64, f64)) {
+    let bytes = touched(outs, ins, format, 0).bytes();
     let copies = (COLD_BYTES / bytes).clamp(2, 200);
-    let weights: Vec<PackedMatrix> = (0..copies).map(|copy| touched(outs, ins, dtype, copy)).collect();
+    let weights: Vec<PackedMatrix> = (0..copies).map(|copy| touched(outs, ins, format, copy)).collect();
     let only = std::env::args().nth(3).and_then(|rows| rows.parse().ok());
     for n in [1, 8, 512].into_iter().filter(|&n| only.is_none_or(|only: usize| only == n)) {
         let x: Vec<f32> = (0..n * ins).map(|i| (i % 17) as f32 * 0.1).collect();
@@ -124,9 +126,9 @@ fn products(form: Form, name: &str, ins: usize, outs: usize, dtype: WeightDtype,
 }
 
 /// Weights whose pages are really there.
-fn touched(outs: usize, ins: usize, dtype: WeightDtype, seed: usize) -> PackedMatrix {
+fn touched(outs: usize, ins: usize, format: WeightFormat, seed: usize) -> PackedMatrix {
     let row: Vec<u8> = (0..ins).flat_map(|i| (((i + seed) % 13) as f32 * 0.01).to_le_bytes()).collect();
-    let mut builder = PackedMatrix::zeros(outs, ins, dtype);
+    let mut builder = PackedMatrix::zeros(outs, ins, format);
     let rows = moetrail_kernels::WeightView {
         bytes: &row,
         dtype: WeightDtype::F32,
@@ -139,10 +141,10 @@ fn touched(outs: usize, ins: usize, dtype: WeightDtype, seed: usize) -> PackedMa
     builder.finish()
 }
 
-fn experts(form: Form, limits: (f64, f64)) {
+fn experts(form: Form, format: WeightFormat, limits: (f64, f64)) {
     let layers: Vec<PackedExperts> = (0..4)
         .map(|_| {
-            let mut builder = PackedExperts::builder(EXPERTS, HIDDEN, INTER, WeightDtype::BF16);
+            let mut builder = PackedExperts::builder(EXPERTS, HIDDEN, INTER, format, format);
             let values: Vec<u8> = (0..HIDDEN * INTER).flat_map(|i| ((i % 13) as f32 * 0.01).to_le_bytes()).collect();
             for expert in 0..EXPERTS {
                 let view = |rows, cols| moetrail_kernels::WeightView::row_major(&values, WeightDtype::F32, rows, cols);
@@ -165,12 +167,12 @@ fn experts(form: Form, limits: (f64, f64)) {
         let mut touched = ids(0);
         touched.sort_unstable();
         touched.dedup();
-        let bytes = touched.len() * 3 * HIDDEN * INTER * 2;
+        let bytes = touched.len() * layers[0].bytes() / EXPERTS;
         let choices: Vec<Vec<u32>> = (0..16).map(ids).collect();
         let seconds = best(|round| {
             experts_rows(form, &x, &choices[round % 16], &weights, &layers[round % 4], &mut out).expect("ids fit");
         });
-        line("experts", n, seconds, bytes, n * TOP_K * 6 * HIDDEN * INTER, limits);
+        line(&format!("experts {format}"), n, seconds, bytes, n * TOP_K * 6 * HIDDEN * INTER, limits);
     }
 }
 

@@ -1,3 +1,4 @@
+use crate::format::WeightFormat;
 use crate::weights::WeightDtype;
 
 /// What a kernel refuses, with the values that made it refuse.
@@ -34,6 +35,26 @@ pub enum KernelError {
         needed: usize,
         /// Bytes given.
         got: usize,
+    },
+    /// Quantised rows are no whole number of blocks, or not as many as the shape asks for.
+    #[error("{got} bytes are no {format} blocks of {rows}x{cols} weights")]
+    Blocks {
+        /// Format of the blocks.
+        format: WeightFormat,
+        /// Rows.
+        rows: usize,
+        /// Weights of a row.
+        cols: usize,
+        /// Bytes given.
+        got: usize,
+    },
+    /// Rows of one format cannot be packed as the other.
+    #[error("{from} weights cannot be packed as {to}")]
+    Format {
+        /// Format of the rows.
+        from: WeightFormat,
+        /// Format of the packed matrix.
+        to: WeightFormat,
     },
     /// A tensor or slice has another shape than the operation needs.
     #[error("{op}: {what} is {got:?}, expected {expected:?}")]

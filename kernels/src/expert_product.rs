@@ -52,34 +52,61 @@ pub(crate) fn expert_ffn(
     let rows = x.chunks(pass_rows * hidden).zip(out.chunks_mut(pass_rows * hidden));
     let choices = ids.chunks(pass_rows * top_k).zip(weights.chunks(pass_rows * top_k));
     for ((x, out), (ids, weights)) in rows.zip(choices) {
-        by_kind(form, experts.dtype(), Pass { form, x, ids, weights, top_k, experts, out });
+        pass(form, x, ids, weights, top_k, experts, out);
     }
 }
 
 /// Some rows of a batch.
-struct Pass<'a> {
+fn pass(form: Form, x: &[f32], ids: &[u32], weights: &[f32], top_k: usize, experts: &PackedExperts, out: &mut [f32]) {
+    let mut plan = PLAN.take();
+    let mut middle = MIDDLE.take();
+    let [gate_up, down] = experts.formats();
+    by_kind(form, gate_up, First { form, x, ids, top_k, experts, plan: &mut plan, middle: &mut middle });
+    by_kind(form, down, Second { form, weights, experts, plan: &plan, middle: &mut middle, out });
+    MIDDLE.set(middle);
+    PLAN.set(plan);
+}
+
+/// The first job: fills the middle. All formats whose activations agree have kinds with the same blocks of them, so the
+/// second job may be of another kind.
+struct First<'a> {
     form: Form,
     x: &'a [f32],
     ids: &'a [u32],
-    weights: &'a [f32],
     top_k: usize,
     experts: &'a PackedExperts,
-    out: &'a mut [f32],
+    plan: &'a mut ExpertPlan,
+    middle: &'a mut Scratch,
 }
 
-impl ByKind for Pass<'_> {
+impl ByKind for First<'_> {
     type Output = ();
 
     fn run<K: Kind>(self) {
-        let experts = self.experts;
-        let mut plan = PLAN.take();
-        plan.group(self.ids, self.top_k, experts.num_experts(), K::BLOCK);
-        let mut middle = MIDDLE.take();
-        let acts = middle.take::<K::Act>(plan.rows(K::BLOCK) * experts.down.shape().depth());
-        with_acts::<K, _>(self.form, self.x, experts.hidden(), 1, |x| gate_up::<K>(self.form, x, &plan, experts, acts));
-        down::<K>(self.form, acts, self.weights, &plan, experts, self.out);
-        MIDDLE.set(middle);
-        PLAN.set(plan);
+        let First { form, x, ids, top_k, experts, plan, middle } = self;
+        plan.group(ids, top_k, experts.num_experts(), K::BLOCK);
+        let middle = middle.take::<K::Act>(plan.rows(K::BLOCK) * experts.down.shape().depth());
+        with_acts::<K, _>(form, x, experts.hidden(), 1, |x| gate_up::<K>(form, x, plan, experts, middle));
+    }
+}
+
+/// The second job: from the middle to the output.
+struct Second<'a> {
+    form: Form,
+    weights: &'a [f32],
+    experts: &'a PackedExperts,
+    plan: &'a ExpertPlan,
+    middle: &'a mut Scratch,
+    out: &'a mut [f32],
+}
+
+impl ByKind for Second<'_> {
+    type Output = ();
+
+    fn run<K: Kind>(self) {
+        let Second { form, weights, experts, plan, middle, out } = self;
+        let middle = middle.take::<K::Act>(plan.rows(K::BLOCK) * experts.down.shape().depth());
+        down::<K>(form, middle, weights, plan, experts, out);
     }
 }
 
@@ -161,8 +188,8 @@ impl<K: Kind> Body for GateUp<'_, K> {
         let mut walk = Walk::new();
         for panel in self.panels.clone() {
             let both = weights((group.expert, panel));
-            assert!(both.len() == 2 * depth * PANEL, "a panel has the whole depth");
-            let (gate_panel, up_panel) = both.split_at(depth * PANEL);
+            assert!(both.len() == 2 * K::panel_len(depth), "a panel has the whole depth");
+            let (gate_panel, up_panel) = both.split_at(K::panel_len(depth));
             let next =
                 Some((group.expert, panel + 1)).filter(|next| next.1 < self.panels.end).or(self.after).map(weights);
             walk.begin::<K>(both, next, pairs.len());
@@ -274,10 +301,10 @@ impl<K: Kind> Body for Down<'_, K> {
             let pairs = &plan.pairs[group.pairs.clone()];
             let middle = &self.middle[group.first_row * depth..][..acts_len::<K>(pairs.len(), depth)];
             let stretch = weights(group, &self.panels);
-            assert!(stretch.len() == self.panels.len() * depth * PANEL, "a panel has the whole depth");
+            assert!(stretch.len() == self.panels.len() * K::panel_len(depth), "a panel has the whole depth");
             let next = plan.groups.get(index + 1).map(|group| weights(group, &self.panels)).or(beside);
             walk.begin::<K>(stretch, next, pairs.len());
-            for (panel, weights) in self.panels.clone().zip(stretch.chunks_exact(depth * PANEL)) {
+            for (panel, weights) in self.panels.clone().zip(stretch.chunks_exact(K::panel_len(depth))) {
                 let width = (hidden - panel * PANEL).min(PANEL);
                 let mut done = 0;
                 while done < pairs.len() {

@@ -1,6 +1,7 @@
 use crate::error::{KernelError, check_index, check_shape};
-use crate::packed::{PANEL, PackedMatrix, PackedMatrixBuilder, PanelPart};
-use crate::weights::{WeightDtype, WeightView};
+use crate::format::WeightFormat;
+use crate::pack::{PanelPart, WeightRows};
+use crate::packed::{PANEL, PackedMatrix, PackedMatrixBuilder};
 
 /// The routed experts of one layer: `gate`, `up` `[inter, hidden]` and `down` `[hidden, inter]` for each.
 ///
@@ -20,17 +21,27 @@ struct ExpertsShape {
     num_experts: usize,
     hidden: usize,
     inter: usize,
-    dtype: WeightDtype,
 }
 
 impl PackedExperts {
     /// A builder whose weights are all zero until they are put.
-    pub fn builder(num_experts: usize, hidden: usize, inter: usize, dtype: WeightDtype) -> PackedExpertsBuilder {
+    ///
+    /// # Panics
+    /// When only one of the formats rounds its activations: what the first product leaves is what the second reads.
+    pub fn builder(
+        num_experts: usize,
+        hidden: usize,
+        inter: usize,
+        gate_up: impl Into<WeightFormat>,
+        down: impl Into<WeightFormat>,
+    ) -> PackedExpertsBuilder {
+        let (gate_up, down) = (gate_up.into(), down.into());
+        assert_eq!(gate_up.rounds_activations(), down.rounds_activations(), "experts as {gate_up} and {down}");
         let padded = |rows: usize| num_experts * rows.div_ceil(PANEL) * PANEL;
         PackedExpertsBuilder {
-            gate_up: PackedMatrix::zeros(2 * padded(inter), hidden, dtype),
-            down: PackedMatrix::zeros(padded(hidden), inter, dtype),
-            shape: ExpertsShape { num_experts, hidden, inter, dtype },
+            gate_up: PackedMatrix::zeros(2 * padded(inter), hidden, gate_up),
+            down: PackedMatrix::zeros(padded(hidden), inter, down),
+            shape: ExpertsShape { num_experts, hidden, inter },
         }
     }
 
@@ -49,9 +60,9 @@ impl PackedExperts {
         self.shape.inter
     }
 
-    /// How the weights are stored.
-    pub fn dtype(&self) -> WeightDtype {
-        self.shape.dtype
+    /// How gate and up are stored, and how down is.
+    pub fn formats(&self) -> [WeightFormat; 2] {
+        [self.gate_up.format(), self.down.format()]
     }
 
     /// Size in memory, padding included.
@@ -72,8 +83,9 @@ impl PackedExperts {
 
 impl std::fmt::Debug for PackedExperts {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let ExpertsShape { num_experts, hidden, inter, dtype } = self.shape;
-        write!(out, "PackedExperts({num_experts} x [{hidden}, {inter}] {dtype})")
+        let ExpertsShape { num_experts, hidden, inter } = self.shape;
+        let [gate_up, down] = self.formats();
+        write!(out, "PackedExperts({num_experts} x [{hidden}, {inter}] {gate_up}, {down})")
     }
 }
 
@@ -86,20 +98,22 @@ pub struct PackedExpertsBuilder {
 
 impl PackedExpertsBuilder {
     /// Packs an expert's gate weights `[inter, hidden]`.
-    pub fn put_gate(&mut self, expert: usize, view: WeightView<'_>) -> Result<(), KernelError> {
-        self.put_inner(expert, view, 0)
+    pub fn put_gate<'r>(&mut self, expert: usize, rows: impl Into<WeightRows<'r>>) -> Result<(), KernelError> {
+        self.put_inner(expert, rows.into(), 0)
     }
 
     /// Packs an expert's up weights `[inter, hidden]`.
-    pub fn put_up(&mut self, expert: usize, view: WeightView<'_>) -> Result<(), KernelError> {
-        self.put_inner(expert, view, 1)
+    pub fn put_up<'r>(&mut self, expert: usize, rows: impl Into<WeightRows<'r>>) -> Result<(), KernelError> {
+        self.put_inner(expert, rows.into(), 1)
     }
 
     /// Packs an expert's down weights `[hidden, inter]`.
-    pub fn put_down(&mut self, expert: usize, view: WeightView<'_>) -> Result<(), KernelError> {
-        self.check(expert, view, [self.shape.hidden, self.shape.inter])?;
+    pub fn put_down<'r>(&mut self, expert: usize, rows: impl Into<WeightRows<'r>>) -> Result<(), KernelError> {
+        let rows = rows.into();
+        self.check(expert, &rows, self.down.format(), [self.shape.hidden, self.shape.inter])?;
         let first = expert * self.shape.hidden.div_ceil(PANEL);
-        self.down.put_panels(view.rows.div_ceil(PANEL), |index| part(first + index, index, view.rows), view);
+        let count = self.shape.hidden;
+        self.down.put_panels(count.div_ceil(PANEL), |index| part(first + index, index, count), rows);
         Ok(())
     }
 
@@ -108,18 +122,25 @@ impl PackedExpertsBuilder {
         PackedExperts { gate_up: self.gate_up.finish(), down: self.down.finish(), shape: self.shape }
     }
 
-    fn put_inner(&mut self, expert: usize, view: WeightView<'_>, which: usize) -> Result<(), KernelError> {
-        self.check(expert, view, [self.shape.inter, self.shape.hidden])?;
-        let panels = view.rows.div_ceil(PANEL);
+    fn put_inner(&mut self, expert: usize, rows: WeightRows<'_>, which: usize) -> Result<(), KernelError> {
+        self.check(expert, &rows, self.gate_up.format(), [self.shape.inter, self.shape.hidden])?;
+        let count = self.shape.inter;
+        let panels = count.div_ceil(PANEL);
         let panel = |index| (expert * panels + index) * 2 + which;
-        self.gate_up.put_panels(panels, |index| part(panel(index), index, view.rows), view);
+        self.gate_up.put_panels(panels, |index| part(panel(index), index, count), rows);
         Ok(())
     }
 
-    fn check(&self, expert: usize, view: WeightView<'_>, expected: [usize; 2]) -> Result<(), KernelError> {
-        view.check()?;
+    fn check(
+        &self,
+        expert: usize,
+        rows: &WeightRows<'_>,
+        format: WeightFormat,
+        expected: [usize; 2],
+    ) -> Result<(), KernelError> {
+        rows.check(format)?;
         check_index("put experts", "expert", expert, self.shape.num_experts)?;
-        check_shape("put experts", "weight", &[view.rows, view.cols], &expected)
+        check_shape("put experts", "weight", &rows.shape(), &expected)
     }
 }
 
@@ -131,6 +152,7 @@ fn part(panel: usize, index: usize, rows: usize) -> PanelPart {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::weights::{WeightDtype, WeightView};
 
     #[test]
     fn gate_up_and_down_rows_lie_where_the_kernels_look() {
@@ -138,7 +160,7 @@ mod tests {
         let bytes = |seed: usize, len: usize| -> Vec<u8> {
             (0..len).flat_map(|i| ((seed * 7 + i) as f32).to_le_bytes()).collect()
         };
-        let mut builder = PackedExperts::builder(experts, hidden, inter, WeightDtype::F32);
+        let mut builder = PackedExperts::builder(experts, hidden, inter, WeightDtype::F32, WeightDtype::F32);
         for e in 0..experts {
             let (gate, up, down) =
                 (bytes(e, inter * hidden), bytes(e + 10, inter * hidden), bytes(e + 20, inter * hidden));

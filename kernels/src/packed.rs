@@ -1,20 +1,26 @@
-//! The layout the products read: panels of 64 outputs.
+//! The layout the products read: panels of 64 outputs, in chunks of 32 inputs.
 //!
 //! ```text
 //! float32, float16   [out / 64][in][64]             one weight an output
 //! bfloat16           [out / 64][in / 2][64][2]      one pair of neighbouring inputs an output
+//! int8               [out / 64]( scales [64] f32, [in][64] )
+//! q8_0               [out / 64][in / 32]( scales [64] f16, [32][64] )
+//! q4_k               [out / 64][in / 32]( scales [64] f16, negated minima [64] f16, [16][64] )
 //! ```
-//! `out` is padded to whole panels and `in` to whole chunks of 32, both with zeros.
+//! A byte of q4_k has the code of input `i` in its low half and that of `i + 16` in its high half. `out` is padded to
+//! whole panels and `in` to whole chunks, both with zeros.
 
 use std::ops::Range;
 use std::sync::Arc;
 
 use half::{bf16, f16};
 
-use crate::buffer::{Buffer, Plain, Shared, elements, elements_mut};
+use crate::buffer::{Buffer, Shared, elements};
 use crate::error::KernelError;
+use crate::format::WeightFormat;
+use crate::pack::{PanelPart, WeightRows, pack_panel};
 use crate::pool;
-use crate::weights::{WeightDtype, WeightView};
+use crate::weights::WeightDtype;
 
 /// Outputs of one panel.
 pub const PANEL: usize = 64;
@@ -34,7 +40,7 @@ pub struct PackedMatrix {
 pub(crate) struct PackedShape {
     pub(crate) out: usize,
     pub(crate) inp: usize,
-    pub(crate) dtype: WeightDtype,
+    pub(crate) format: WeightFormat,
 }
 
 impl PackedShape {
@@ -47,25 +53,50 @@ impl PackedShape {
         self.out.div_ceil(PANEL)
     }
 
-    /// Elements of one panel.
-    pub(crate) fn panel_len(self) -> usize {
-        self.depth() * PANEL
+    /// Bytes of one panel.
+    pub(crate) fn panel_bytes(self) -> usize {
+        self.format.head_bytes() + self.depth() / CHUNK * self.format.chunk_bytes()
     }
 
-    /// Where (lane, col) lies inside its panel.
-    fn position(self, lane: usize, col: usize) -> usize {
-        match self.dtype {
-            WeightDtype::BF16 => (col / 2) * 2 * PANEL + lane * 2 + col % 2,
-            WeightDtype::F32 | WeightDtype::F16 => col * PANEL + lane,
+    /// Where the float of (lane, col) lies inside its panel.
+    pub(crate) fn position(self, lane: usize, col: usize) -> usize {
+        match self.format {
+            WeightFormat::Float(WeightDtype::BF16) => (col / 2) * 2 * PANEL + lane * 2 + col % 2,
+            _ => col * PANEL + lane,
+        }
+    }
+
+    /// The weight of (lane, col) of a panel.
+    fn weight(self, panel: &[u8], lane: usize, col: usize) -> f32 {
+        let (head, chunks) = panel.split_at(self.format.head_bytes());
+        let chunk = &chunks[col / CHUNK * self.format.chunk_bytes()..][..self.format.chunk_bytes()];
+        let (scales, codes) = chunk.split_at(self.format.scale_bytes());
+        let half = |at: usize| f16::from_bits(elements::<u16>(scales)[at]).to_f32();
+        let code = |input: usize| codes[input * PANEL + lane];
+        match self.format {
+            WeightFormat::Float(dtype) => {
+                let at = self.position(lane, col);
+                match dtype {
+                    WeightDtype::F32 => elements::<f32>(panel)[at],
+                    WeightDtype::BF16 => bf16::from_bits(elements::<u16>(panel)[at]).to_f32(),
+                    WeightDtype::F16 => f16::from_bits(elements::<u16>(panel)[at]).to_f32(),
+                }
+            }
+            WeightFormat::Int8 => f32::from(code(col % CHUNK) as i8) * elements::<f32>(head)[lane],
+            WeightFormat::Q8_0 => f32::from(code(col % CHUNK) as i8) * half(lane),
+            WeightFormat::Q4K => {
+                let code = code(col % (CHUNK / 2)) >> (col % CHUNK / (CHUNK / 2) * 4) & 15;
+                f32::from(code) * half(lane) + half(PANEL + lane)
+            }
         }
     }
 }
 
 impl PackedMatrix {
     /// A builder whose weights are all zero until rows are put.
-    pub fn zeros(out: usize, inp: usize, dtype: WeightDtype) -> PackedMatrixBuilder {
-        let shape = PackedShape { out, inp, dtype };
-        let buffer = Buffer::zeroed(shape.panels() * shape.panel_len() * dtype.bytes());
+    pub fn zeros(out: usize, inp: usize, format: impl Into<WeightFormat>) -> PackedMatrixBuilder {
+        let shape = PackedShape { out, inp, format: format.into() };
+        let buffer = Buffer::zeroed(shape.panels() * shape.panel_bytes());
         PackedMatrixBuilder { buffer, shape }
     }
 
@@ -80,8 +111,8 @@ impl PackedMatrix {
     }
 
     /// How the weights are stored.
-    pub fn dtype(&self) -> WeightDtype {
-        self.shape.dtype
+    pub fn format(&self) -> WeightFormat {
+        self.shape.format
     }
 
     /// Size in memory, padding included.
@@ -96,13 +127,9 @@ impl PackedMatrix {
     pub fn unpack_row(&self, row: usize, to: &mut [f32]) {
         assert!(row < self.shape.out, "row {row} of {} rows", self.shape.out);
         assert_eq!(to.len(), self.shape.inp, "a row has in_features elements");
-        let lane = row % PANEL;
-        let bytes = self.panel_bytes(row / PANEL);
-        let at = |col| self.shape.position(lane, col);
-        match self.shape.dtype {
-            WeightDtype::F32 => unpack(to, elements::<f32>(bytes), at, |value| value),
-            WeightDtype::BF16 => unpack(to, elements::<u16>(bytes), at, |bits| bf16::from_bits(bits).to_f32()),
-            WeightDtype::F16 => unpack(to, elements::<u16>(bytes), at, |bits| f16::from_bits(bits).to_f32()),
+        let panel = self.panel_bytes(row / PANEL);
+        for (col, value) in to.iter_mut().enumerate() {
+            *value = self.shape.weight(panel, row % PANEL, col);
         }
     }
 
@@ -117,20 +144,14 @@ impl PackedMatrix {
 
     /// The bytes of some panels.
     pub(crate) fn panels_bytes(&self, panels: Range<usize>) -> &[u8] {
-        let len = self.shape.panel_len() * self.shape.dtype.bytes();
+        let len = self.shape.panel_bytes();
         &self.buffer.bytes()[panels.start * len..panels.end * len]
-    }
-}
-
-fn unpack<T: Plain>(to: &mut [f32], panel: &[T], at: impl Fn(usize) -> usize, widen: impl Fn(T) -> f32) {
-    for (col, value) in to.iter_mut().enumerate() {
-        *value = widen(panel[at(col)]);
     }
 }
 
 impl std::fmt::Debug for PackedMatrix {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(out, "PackedMatrix([{}, {}] {})", self.shape.out, self.shape.inp, self.shape.dtype)
+        write!(out, "PackedMatrix([{}, {}] {})", self.shape.out, self.shape.inp, self.shape.format)
     }
 }
 
@@ -141,20 +162,27 @@ pub struct PackedMatrixBuilder {
 }
 
 impl PackedMatrixBuilder {
+    /// How the weights will be stored.
+    pub fn format(&self) -> WeightFormat {
+        self.shape.format
+    }
+
     /// Packs `rows` as rows `first_row..`, converting the element type where it differs.
-    pub fn put_rows(&mut self, first_row: usize, rows: WeightView<'_>) -> Result<(), KernelError> {
-        rows.check()?;
-        let end = first_row.saturating_add(rows.rows);
-        if end > self.shape.out || rows.cols != self.shape.inp {
+    pub fn put_rows<'r>(&mut self, first_row: usize, rows: impl Into<WeightRows<'r>>) -> Result<(), KernelError> {
+        let rows = rows.into();
+        rows.check(self.shape.format)?;
+        let [count, cols] = rows.shape();
+        let end = first_row.saturating_add(count);
+        if end > self.shape.out || cols != self.shape.inp {
             return Err(KernelError::PutRows {
                 first: first_row,
                 end,
-                cols: rows.cols,
+                cols,
                 out_features: self.shape.out,
                 in_features: self.shape.inp,
             });
         }
-        if rows.rows == 0 {
+        if count == 0 {
             return Ok(());
         }
         let first_panel = first_row / PANEL;
@@ -172,10 +200,10 @@ impl PackedMatrixBuilder {
         Ok(())
     }
 
-    /// Packs `rows` panel by panel, in parallel; `part(index)` names a distinct panel for each index.
-    pub(crate) fn put_panels(&mut self, count: usize, part: impl Fn(usize) -> PanelPart + Sync, rows: WeightView<'_>) {
+    /// Packs checked rows panel by panel, in parallel; `part(index)` names a distinct panel for each index.
+    pub(crate) fn put_panels(&mut self, count: usize, part: impl Fn(usize) -> PanelPart + Sync, rows: WeightRows<'_>) {
         let shape = self.shape;
-        let len = shape.panel_len() * shape.dtype.bytes();
+        let len = shape.panel_bytes();
         let panels = self.buffer.len() / len.max(1);
         let shared = Shared::new(self.buffer.bytes_mut());
         pool::run(count, &|index| {
@@ -193,44 +221,10 @@ impl PackedMatrixBuilder {
     }
 }
 
-/// Rows `first_row..first_row + rows` of a view, going to lanes `first_lane..` of a panel.
-#[derive(Clone, Copy)]
-pub(crate) struct PanelPart {
-    pub(crate) panel: usize,
-    pub(crate) first_lane: usize,
-    pub(crate) first_row: usize,
-    pub(crate) rows: usize,
-}
-
-fn pack_panel(shape: PackedShape, bytes: &mut [u8], part: PanelPart, view: WeightView<'_>) {
-    use WeightDtype::{BF16, F16, F32};
-    match (shape.dtype, view.dtype) {
-        (F32, _) => pack(shape, elements_mut::<f32>(bytes), part, view.cols, |r, c| view.get(r, c)),
-        (BF16, BF16) | (F16, F16) => pack(shape, elements_mut::<u16>(bytes), part, view.cols, |r, c| view.bits16(r, c)),
-        (BF16, _) => {
-            pack(shape, elements_mut::<u16>(bytes), part, view.cols, |r, c| bf16::from_f32(view.get(r, c)).to_bits())
-        }
-        (F16, _) => {
-            pack(shape, elements_mut::<u16>(bytes), part, view.cols, |r, c| f16::from_f32(view.get(r, c)).to_bits())
-        }
-    }
-}
-
-fn pack<T: Plain>(shape: PackedShape, panel: &mut [T], part: PanelPart, cols: usize, get: impl Fn(usize, usize) -> T) {
-    // Blocks of columns keep both the rows read and the panel lines written in the cache.
-    const BLOCK: usize = 32;
-    for first in (0..cols).step_by(BLOCK) {
-        for row in 0..part.rows {
-            for col in first..(first + BLOCK).min(cols) {
-                panel[shape.position(part.first_lane + row, col)] = get(part.first_row + row, col);
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::weights::WeightView;
 
     #[test]
     fn rows_come_back_as_they_were_put_in_every_dtype_and_order() {

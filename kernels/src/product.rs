@@ -3,13 +3,16 @@
 use crate::acts::{acts_len, with_acts};
 use crate::buffer::{Shared, elements};
 use crate::form::Form;
+use crate::format::WeightFormat;
 use crate::packed::{PANEL, PackedMatrix};
 use crate::pool;
 use crate::simd::ahead::Walk;
-use crate::simd::fused::{WidenBf16, WidenF16, WidenF32};
 #[cfg(target_arch = "x86_64")]
-use crate::simd::kind::{DotBf16, TileBf16};
+use crate::simd::dot::Dot;
 use crate::simd::kind::{Fused, Kind, Sums};
+#[cfg(target_arch = "x86_64")]
+use crate::simd::tile::Tile;
+use crate::simd::widen::{WidenBf16, WidenF16, WidenF32, WidenInt8, WidenQ4, WidenQ8};
 use crate::simd::{Body, LANES, Lanes};
 use crate::weights::WeightDtype;
 
@@ -25,33 +28,50 @@ pub(crate) trait ByKind {
     fn run<K: Kind>(self) -> Self::Output;
 }
 
-/// Calls `by` with the kind that this form has for weights of this dtype.
-pub(crate) fn by_kind<B: ByKind>(form: Form, dtype: WeightDtype, by: B) -> B::Output {
-    match (dtype, form) {
-        (WeightDtype::F32, _) => by.run::<Fused<WidenF32>>(),
-        (WeightDtype::F16, _) => by.run::<Fused<WidenF16>>(),
-        #[cfg(target_arch = "x86_64")]
-        (WeightDtype::BF16, Form::Amx) if form.is_supported() => by.run::<TileBf16>(),
-        #[cfg(target_arch = "x86_64")]
-        (WeightDtype::BF16, Form::Avx512Bf16) if form.is_supported() => by.run::<DotBf16>(),
-        (WeightDtype::BF16, _) => by.run::<Fused<WidenBf16<true>>>(),
+/// Calls `by` with the kind that this form has for weights of this format.
+pub(crate) fn by_kind<B: ByKind>(form: Form, format: WeightFormat, by: B) -> B::Output {
+    match format {
+        WeightFormat::Float(WeightDtype::F32) => by.run::<Fused<WidenF32>>(),
+        WeightFormat::Float(WeightDtype::F16) => by.run::<Fused<WidenF16>>(),
+        WeightFormat::Float(WeightDtype::BF16) => by_pairs::<WidenBf16<true>, B>(form, by),
+        WeightFormat::Int8 => by_pairs::<WidenInt8, B>(form, by),
+        WeightFormat::Q8_0 => by_pairs::<WidenQ8, B>(form, by),
+        WeightFormat::Q4K => by_pairs::<WidenQ4, B>(form, by),
     }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn by_pairs<W: crate::simd::widen::Pairs, B: ByKind>(form: Form, by: B) -> B::Output {
+    match form {
+        Form::Amx if form.is_supported() => by.run::<Tile<W>>(),
+        Form::Avx512Bf16 if form.is_supported() => by.run::<Dot<W>>(),
+        _ => by.run::<Fused<W>>(),
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn by_pairs<W: crate::simd::widen::Widen, B: ByKind>(_: Form, by: B) -> B::Output {
+    by.run::<Fused<W>>()
 }
 
 /// `x` `[n, in]` times the weights `[out, in]`, plus `bias` `[out]`, to `out` `[n, out]`.
 pub fn linear(form: Form, x: &[f32], weight: &PackedMatrix, bias: Option<&[f32]>, out: &mut [f32]) {
     if let Some(product) = Product::new(form, x, weight, bias, out) {
-        by_kind(form, weight.dtype(), product);
+        by_kind(form, weight.format(), product);
     }
 }
 
 /// As [`linear`] with activations in f32 whatever the weights' dtype: products are exact, sums are f32.
+///
+/// # Panics
+/// When the weights are no floats.
 pub(crate) fn linear_f32(form: Form, x: &[f32], weight: &PackedMatrix, out: &mut [f32]) {
     let Some(product) = Product::new(form, x, weight, None, out) else { return };
-    match weight.dtype() {
-        WeightDtype::F32 => product.run::<Fused<WidenF32>>(),
-        WeightDtype::F16 => product.run::<Fused<WidenF16>>(),
-        WeightDtype::BF16 => product.run::<Fused<WidenBf16<false>>>(),
+    match weight.format() {
+        WeightFormat::Float(WeightDtype::F32) => product.run::<Fused<WidenF32>>(),
+        WeightFormat::Float(WeightDtype::F16) => product.run::<Fused<WidenF16>>(),
+        WeightFormat::Float(WeightDtype::BF16) => product.run::<Fused<WidenBf16<false>>>(),
+        format => panic!("{format} weights times f32 activations"),
     }
 }
 
@@ -153,7 +173,7 @@ impl<K: Kind> Body for PanelProduct<'_, K> {
 
     #[inline(always)]
     unsafe fn run<L: Lanes>(self) {
-        assert!(self.panel.len() >= self.depth * PANEL, "a panel has the whole depth");
+        assert!(self.panel.len() >= K::panel_len(self.depth), "a panel has the whole depth");
         assert!(self.acts.len() >= self.rows * self.depth, "every row has activations");
         // SAFETY: the form's instructions are available here.
         let session = unsafe { K::begin() };

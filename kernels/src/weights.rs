@@ -17,7 +17,7 @@ pub enum WeightDtype {
 
 impl WeightDtype {
     /// Bytes of one element.
-    pub fn bytes(self) -> usize {
+    pub const fn bytes(self) -> usize {
         match self {
             WeightDtype::F32 => 4,
             WeightDtype::BF16 | WeightDtype::F16 => 2,
@@ -94,6 +94,21 @@ impl<'a> WeightView<'a> {
             WeightDtype::F32 => f32::from_le_bytes(self.array(index)),
             WeightDtype::BF16 => bf16::from_le_bytes(self.array(index)).to_f32(),
             WeightDtype::F16 => f16::from_le_bytes(self.array(index)).to_f32(),
+        }
+    }
+
+    /// Row `row` as f32.
+    pub(crate) fn read_row(&self, row: usize, to: &mut [f32]) {
+        let width = self.dtype.bytes();
+        if self.col_stride != 1 {
+            return to.iter_mut().enumerate().for_each(|(col, value)| *value = self.get(row, col));
+        }
+        let bytes = &self.bytes[row * self.row_stride * width..][..self.cols * width];
+        let pairs = to.iter_mut().zip(bytes.chunks_exact(width));
+        match self.dtype {
+            WeightDtype::F32 => pairs.for_each(|(to, b)| *to = f32::from_le_bytes([b[0], b[1], b[2], b[3]])),
+            WeightDtype::BF16 => pairs.for_each(|(to, b)| *to = bf16::from_le_bytes([b[0], b[1]]).to_f32()),
+            WeightDtype::F16 => pairs.for_each(|(to, b)| *to = f16::from_le_bytes([b[0], b[1]]).to_f32()),
         }
     }
 

@@ -12,9 +12,10 @@ use super::piece::{Piece, TILE, in_pieces};
 use crate::form::Form;
 use crate::packed::PANEL;
 use crate::simd::ahead::Ahead;
-use crate::simd::fused::{FUSED_ROWS, WidenF32, add_products};
+use crate::simd::fused::{FUSED_ROWS, add_products};
 use crate::simd::math::exp;
 use crate::simd::stored::{Stored, StoredBf16, StoredF16, StoredF32};
+use crate::simd::widen::WidenF32;
 use crate::simd::{Body, LANES, Lanes, dispatch};
 use crate::weights::WeightDtype;
 

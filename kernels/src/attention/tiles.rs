@@ -15,7 +15,8 @@ use crate::form::Form;
 use crate::scratch::Scratch;
 use crate::simd::amx::{TILE_DEPTH, TILE_ROWS, Tiles};
 use crate::simd::avx512::Avx512;
-use crate::simd::kind::{Kind, TileBf16};
+use crate::simd::kind::Kind;
+use crate::simd::tile::TileBf16;
 use crate::simd::{Body, LANES, Lanes};
 
 /// Queries of a task, about: their sums stay in the cache beside a tile of keys.

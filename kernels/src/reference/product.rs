@@ -1,13 +1,13 @@
 use half::bf16;
 
+use crate::format::WeightFormat;
 use crate::packed::PackedMatrix;
-use crate::weights::WeightDtype;
 
 /// `x` `[n, in]` times the weights `[out, in]`, plus `bias` `[out]`, to `out` `[n, out]`.
 pub fn linear(x: &[f32], weight: &PackedMatrix, bias: Option<&[f32]>, out: &mut [f32]) {
     let (outs, ins) = (weight.out_features(), weight.in_features());
     let n = out.len() / outs.max(1);
-    let x = rounded(x, weight.dtype());
+    let x = rounded(x, weight.format());
     let mut row = vec![0.0; ins];
     for o in 0..outs {
         weight.unpack_row(o, &mut row);
@@ -17,11 +17,11 @@ pub fn linear(x: &[f32], weight: &PackedMatrix, bias: Option<&[f32]>, out: &mut 
     }
 }
 
-/// Activations as a product with weights of this dtype sees them.
-pub(super) fn rounded(x: &[f32], dtype: WeightDtype) -> Vec<f32> {
-    match dtype {
-        WeightDtype::BF16 => x.iter().map(|&value| bf16::from_f32(value).to_f32()).collect(),
-        WeightDtype::F32 | WeightDtype::F16 => x.to_vec(),
+/// Activations as a product with weights of this format sees them.
+pub(super) fn rounded(x: &[f32], format: WeightFormat) -> Vec<f32> {
+    match format.rounds_activations() {
+        true => x.iter().map(|&value| bf16::from_f32(value).to_f32()).collect(),
+        false => x.to_vec(),
     }
 }
 

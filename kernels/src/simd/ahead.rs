@@ -5,7 +5,6 @@
 
 use super::Lanes;
 use super::kind::Kind;
-use crate::packed::{CHUNK, PANEL};
 
 /// Bytes that are asked for little by little: a share with every chunk of inputs that is multiplied.
 pub(crate) struct Ahead {
@@ -60,7 +59,7 @@ impl Ahead {
 }
 
 fn chunk_bytes<K: Kind>() -> usize {
-    CHUNK * PANEL * size_of::<K::Weight>()
+    K::CHUNK_LEN * size_of::<K::Weight>()
 }
 
 /// What is asked for in a walk over stretches of weights, all of one length, each multiplied by some rows.

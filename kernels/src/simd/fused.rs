@@ -3,8 +3,8 @@
 //! Each output lane is summed over the inputs in order, whatever the number of rows, so all shapes give the same bits.
 
 use super::ahead::Ahead;
+use super::widen::Widen;
 use super::{LANES, Lanes};
-use crate::buffer::Plain;
 use crate::packed::{CHUNK, PANEL};
 
 /// Rows of the tallest block: as many as leave the sums in registers.
@@ -13,69 +13,15 @@ pub(crate) const FUSED_ROWS: usize = 6;
 /// Vectors of a panel.
 const VECTORS: usize = PANEL / LANES;
 
-/// How the weights of a dtype lie in a panel and come to be f32.
-pub(crate) trait Widen: 'static {
-    /// An element of the panel.
-    type Weight: Plain;
-    /// Neighbouring inputs that lie together for each output.
-    const PER_STEP: usize;
-    /// Whether activations are rounded to the weights' dtype.
-    const ROUNDS: bool = false;
-
-    /// The weights of sixteen outputs and one input of a step (`0..PER_STEP`).
-    ///
-    /// # Safety
-    /// As the methods of [`Lanes`]; `from` has `16 * PER_STEP` weights.
-    unsafe fn load<L: Lanes>(from: *const Self::Weight, input: usize) -> L;
-}
-
-/// f32 weights.
-pub(crate) struct WidenF32;
-/// f16 weights.
-pub(crate) struct WidenF16;
-/// Pairs of bf16 weights; activations are rounded to bf16 where `ROUNDS`.
-pub(crate) struct WidenBf16<const ROUNDS: bool>;
-
-impl Widen for WidenF32 {
-    type Weight = f32;
-    const PER_STEP: usize = 1;
-    #[inline(always)]
-    unsafe fn load<L: Lanes>(from: *const f32, _: usize) -> L {
-        // SAFETY: the caller's contract.
-        unsafe { L::load(from) }
-    }
-}
-
-impl Widen for WidenF16 {
-    type Weight = u16;
-    const PER_STEP: usize = 1;
-    #[inline(always)]
-    unsafe fn load<L: Lanes>(from: *const u16, _: usize) -> L {
-        // SAFETY: the caller's contract.
-        unsafe { L::load_f16(from) }
-    }
-}
-
-impl<const ROUNDS: bool> Widen for WidenBf16<ROUNDS> {
-    type Weight = u16;
-    const PER_STEP: usize = 2;
-    const ROUNDS: bool = ROUNDS;
-    #[inline(always)]
-    unsafe fn load<L: Lanes>(from: *const u16, input: usize) -> L {
-        // SAFETY: the caller's contract.
-        unsafe { if input == 0 { L::load_bf16_even(from) } else { L::load_bf16_odd(from) } }
-    }
-}
-
 /// Adds to `sums` (`rows.len() <= FUSED_ROWS` rows of `[64]`, `stride` elements apart) the products of each row's
-/// first `depth` activations with the panel.
+/// first `depth` activations with the chunks.
 ///
 /// # Safety
-/// As the methods of [`Lanes`]; the panel holds `depth * 64` weights, every row `depth` activations, and `depth` is a
-/// multiple of `PER_STEP`.
+/// As the methods of [`Lanes`]; the chunks hold the weights of `depth` inputs, every row `depth` activations. Only chunks
+/// of one weight an input may end before they are whole.
 #[inline(always)]
 pub(crate) unsafe fn add_products<L: Lanes, W: Widen>(
-    panel: *const W::Weight,
+    chunks: *const W::Weight,
     rows: &[*const f32],
     depth: usize,
     ahead: &mut Ahead,
@@ -86,28 +32,25 @@ pub(crate) unsafe fn add_products<L: Lanes, W: Widen>(
     unsafe {
         match rows.len() {
             0 => {}
-            1 => block::<L, W, 1, VECTORS>(panel, rows.as_ptr(), depth, ahead, sums, stride),
+            1 => block::<L, W, 1, VECTORS>(0, chunks, rows.as_ptr(), depth, ahead, sums, stride),
             count if L::WHOLE_PANEL => match count {
-                2 => block::<L, W, 2, VECTORS>(panel, rows.as_ptr(), depth, ahead, sums, stride),
-                3 => block::<L, W, 3, VECTORS>(panel, rows.as_ptr(), depth, ahead, sums, stride),
-                4 => block::<L, W, 4, VECTORS>(panel, rows.as_ptr(), depth, ahead, sums, stride),
-                5 => block::<L, W, 5, VECTORS>(panel, rows.as_ptr(), depth, ahead, sums, stride),
-                _ => block::<L, W, 6, VECTORS>(panel, rows.as_ptr(), depth, ahead, sums, stride),
+                2 => block::<L, W, 2, VECTORS>(0, chunks, rows.as_ptr(), depth, ahead, sums, stride),
+                3 => block::<L, W, 3, VECTORS>(0, chunks, rows.as_ptr(), depth, ahead, sums, stride),
+                4 => block::<L, W, 4, VECTORS>(0, chunks, rows.as_ptr(), depth, ahead, sums, stride),
+                5 => block::<L, W, 5, VECTORS>(0, chunks, rows.as_ptr(), depth, ahead, sums, stride),
+                _ => block::<L, W, 6, VECTORS>(0, chunks, rows.as_ptr(), depth, ahead, sums, stride),
             },
             2 => {
-                block::<L, W, 2, 2>(panel, rows.as_ptr(), depth, ahead, sums, stride);
-                let (panel, sums) = (panel.add(2 * LANES * W::PER_STEP), sums.add(2 * LANES));
-                block::<L, W, 2, 2>(panel, rows.as_ptr(), depth, ahead, sums, stride);
+                block::<L, W, 2, 2>(0, chunks, rows.as_ptr(), depth, ahead, sums, stride);
+                block::<L, W, 2, 2>(2, chunks, rows.as_ptr(), depth, ahead, sums, stride);
             }
             count => {
                 for vector in 0..VECTORS {
-                    let panel = panel.add(vector * LANES * W::PER_STEP);
-                    let sums = sums.add(vector * LANES);
                     match count {
-                        3 => block::<L, W, 3, 1>(panel, rows.as_ptr(), depth, ahead, sums, stride),
-                        4 => block::<L, W, 4, 1>(panel, rows.as_ptr(), depth, ahead, sums, stride),
-                        5 => block::<L, W, 5, 1>(panel, rows.as_ptr(), depth, ahead, sums, stride),
-                        _ => block::<L, W, 6, 1>(panel, rows.as_ptr(), depth, ahead, sums, stride),
+                        3 => block::<L, W, 3, 1>(vector, chunks, rows.as_ptr(), depth, ahead, sums, stride),
+                        4 => block::<L, W, 4, 1>(vector, chunks, rows.as_ptr(), depth, ahead, sums, stride),
+                        5 => block::<L, W, 5, 1>(vector, chunks, rows.as_ptr(), depth, ahead, sums, stride),
+                        _ => block::<L, W, 6, 1>(vector, chunks, rows.as_ptr(), depth, ahead, sums, stride),
                     }
                 }
             }
@@ -115,10 +58,11 @@ pub(crate) unsafe fn add_products<L: Lanes, W: Widen>(
     }
 }
 
-/// `M` rows by `V` vectors of outputs, held in registers over the whole depth.
+/// `M` rows by `V` vectors of outputs from `first` on, held in registers over the whole depth.
 #[inline(always)]
 unsafe fn block<L: Lanes, W: Widen, const M: usize, const V: usize>(
-    panel: *const W::Weight,
+    first: usize,
+    mut chunk: *const W::Weight,
     rows: *const *const f32,
     depth: usize,
     ahead: &mut Ahead,
@@ -128,34 +72,45 @@ unsafe fn block<L: Lanes, W: Widen, const M: usize, const V: usize>(
     // SAFETY: the caller's contract; `rows` has `M` elements.
     unsafe {
         let rows = *rows.cast::<[*const f32; M]>();
+        let out = out.add(first * LANES);
         let mut sums = [[L::splat(0.0); V]; M];
         for (m, sums) in sums.iter_mut().enumerate() {
             for (v, sum) in sums.iter_mut().enumerate() {
                 *sum = L::load(out.add(m * stride + v * LANES));
             }
         }
-        let mut weights = panel;
         let mut at = 0;
         while at < depth {
-            // Many rows take longer than their weights, which the processor then fetches in time by itself.
-            if M < FUSED_ROWS && at % (CHUNK / 4) == 0 {
-                ahead.ask::<L, 4>();
+            let count = (depth - at).min(CHUNK);
+            let mut scales = [W::scale::<L>(chunk, first); V];
+            for (v, scale) in scales.iter_mut().enumerate() {
+                *scale = W::scale::<L>(chunk, first + v);
             }
-            // The inputs of a step come one after the other: their weights are never in registers together.
-            for input in 0..W::PER_STEP {
-                let mut w = [W::load::<L>(weights, input); V];
-                for (v, w) in w.iter_mut().enumerate() {
-                    *w = W::load::<L>(weights.add(v * LANES * W::PER_STEP), input);
+            let mut pair = 0;
+            while pair < count {
+                // Many rows take longer than their weights, which the processor then fetches in time by itself.
+                if M < FUSED_ROWS && pair % (CHUNK / 4) == 0 {
+                    ahead.ask::<L, 4>();
                 }
-                for (row, sums) in rows.iter().zip(&mut sums) {
-                    let act = L::splat(*row.add(at + input));
-                    for (sum, w) in sums.iter_mut().zip(w) {
-                        *sum = w.mul_add(act, *sum);
+                // Neighbouring inputs may lie in one register; their weights are never in registers together.
+                for input in pair..pair + 2 {
+                    if input < count {
+                        let mut w = [L::splat(0.0); V];
+                        for (v, w) in w.iter_mut().enumerate() {
+                            *w = W::load::<L>(chunk, input, first + v, scales[v]);
+                        }
+                        for (row, sums) in rows.iter().zip(&mut sums) {
+                            let act = L::splat(*row.add(at + input));
+                            for (sum, w) in sums.iter_mut().zip(w) {
+                                *sum = w.mul_add(act, *sum);
+                            }
+                        }
                     }
                 }
+                pair += 2;
             }
-            weights = weights.add(PANEL * W::PER_STEP);
-            at += W::PER_STEP;
+            chunk = chunk.add(W::CHUNK_LEN);
+            at += CHUNK;
         }
         for (m, sums) in sums.iter().enumerate() {
             for (v, sum) in sums.iter().enumerate() {

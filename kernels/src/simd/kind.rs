@@ -3,7 +3,8 @@
 use std::marker::PhantomData;
 
 use super::ahead::Ahead;
-use super::fused::{FUSED_ROWS, Widen, add_products};
+use super::fused::{FUSED_ROWS, add_products};
+use super::widen::Widen;
 use super::{Body, LANES, Lanes, dispatch};
 use crate::buffer::Plain;
 use crate::form::Form;
@@ -33,6 +34,10 @@ pub(crate) trait Kind: 'static {
     type Weight: Plain;
     /// An activation as the product reads it.
     type Act: Plain;
+    /// Elements of a panel before its first chunk.
+    const HEAD_LEN: usize;
+    /// Elements of a chunk of a panel.
+    const CHUNK_LEN: usize;
     /// Rows that [`Kind::products`] takes at most, a multiple of `BLOCK`.
     const ROWS: usize;
     /// Rows that lie together.
@@ -60,6 +65,11 @@ pub(crate) trait Kind: 'static {
         None
     }
 
+    /// Elements of a panel of `depth` inputs.
+    fn panel_len(depth: usize) -> usize {
+        Self::HEAD_LEN + depth / CHUNK * Self::CHUNK_LEN
+    }
+
     /// How often `rows` rows go through all chunks of a panel.
     fn passes(rows: usize) -> usize {
         rows.div_ceil(Self::ROWS)
@@ -68,8 +78,8 @@ pub(crate) trait Kind: 'static {
     /// The first `rows <= ROWS` rows of `sums`.
     ///
     /// # Safety
-    /// As the methods of [`Lanes`], inside [`Kind::dispatch`]; the panel holds `depth * 64` weights, `acts` whole blocks
-    /// of rows.
+    /// As the methods of [`Lanes`], inside [`Kind::dispatch`]; the panel has `panel_len(depth)` elements, `acts` whole
+    /// blocks of rows.
     unsafe fn products<L: Lanes>(
         session: &Self::Session,
         panel: *const Self::Weight,
@@ -117,6 +127,8 @@ pub(crate) struct Fused<W>(PhantomData<W>);
 impl<W: Widen> Kind for Fused<W> {
     type Weight = W::Weight;
     type Act = f32;
+    const HEAD_LEN: usize = W::HEAD_LEN;
+    const CHUNK_LEN: usize = W::CHUNK_LEN;
     const ROWS: usize = FUSED_ROWS;
     const BLOCK: usize = 1;
     type Session = ();
@@ -161,248 +173,30 @@ impl<W: Widen> Kind for Fused<W> {
             sums.0[row] = [0.0; PANEL];
         }
         // SAFETY: the caller's contract.
-        unsafe { add_products::<L, W>(panel, &each[..rows], depth, ahead, sums.0.as_mut_ptr().cast(), PANEL) };
+        unsafe {
+            let chunks = panel.add(W::HEAD_LEN);
+            add_products::<L, W>(chunks, &each[..rows], depth, ahead, sums.0.as_mut_ptr().cast(), PANEL);
+            finish::<L, W>(panel, &mut sums.0[..rows]);
+        }
     }
 }
 
-#[cfg(target_arch = "x86_64")]
-pub(crate) use bf16::{DotBf16, TileBf16};
-
-/// Pairs of bf16 activations by pairs of bf16 weights.
-#[cfg(target_arch = "x86_64")]
-mod bf16 {
-    use std::arch::x86_64::*;
-
-    use super::*;
-    use crate::simd::amx::{TILE_DEPTH, TILE_ROWS, Tiles};
-    use crate::simd::avx512;
-
-    /// By `vdpbf16ps`.
-    pub(crate) struct DotBf16;
-    /// On matrix tiles.
-    pub(crate) struct TileBf16;
-
-    /// Elements from one pair of inputs to the next in a panel.
-    const STEP: usize = 2 * PANEL;
-
-    /// # Safety
-    /// As [`Kind::put`].
-    #[inline(always)]
-    unsafe fn put_bf16(from: *const f32, count: usize, to: *mut u16) {
-        let mask = (u32::MAX >> (CHUNK - count)) as __mmask32;
-        // SAFETY: the caller's contract; masked lanes are not read.
-        unsafe {
-            let low = _mm512_maskz_loadu_ps(mask as __mmask16, from);
-            let high = _mm512_maskz_loadu_ps((mask >> LANES) as __mmask16, from.wrapping_add(LANES));
-            let both = _mm512_cvtne2ps_pbh(high, low);
-            _mm512_storeu_si512(to.cast(), std::mem::transmute::<__m512bh, __m512i>(both));
-        }
+/// What the panel's head makes of the sums.
+///
+/// # Safety
+/// As the methods of [`Lanes`]; the head is there.
+#[inline(always)]
+pub(crate) unsafe fn finish<L: Lanes, W: Widen>(head: *const W::Weight, sums: &mut [[f32; PANEL]]) {
+    if W::HEAD_LEN == 0 {
+        return;
     }
-
-    impl Kind for DotBf16 {
-        type Weight = u16;
-        type Act = u16;
-        const ROWS: usize = 6;
-        const BLOCK: usize = 1;
-        type Session = ();
-
-        fn dispatch<B: Body>(_: Form, body: B) -> B::Output {
-            // SAFETY: the form that chooses this kind was detected.
-            unsafe { avx512::run_bf16(body) }
-        }
-
-        #[inline(always)]
-        unsafe fn begin() {}
-
-        #[inline(always)]
-        unsafe fn put<L: Lanes>(from: *const f32, count: usize, to: *mut u16) {
-            // SAFETY: the caller's contract.
-            unsafe { put_bf16(from, count, to) }
-        }
-
-        #[inline(always)]
-        unsafe fn products<L: Lanes>(
-            (): &(),
-            panel: *const u16,
-            acts: *const u16,
-            depth: usize,
-            rows: usize,
-            ahead: &mut Ahead,
-            sums: &mut Sums,
-        ) {
+    for sums in sums {
+        for vector in 0..PANEL / LANES {
             // SAFETY: the caller's contract.
             unsafe {
-                match rows {
-                    1 => dots::<L, 1>(panel, acts, depth, ahead, sums),
-                    2 => dots::<L, 2>(panel, acts, depth, ahead, sums),
-                    3 => dots::<L, 3>(panel, acts, depth, ahead, sums),
-                    4 => dots::<L, 4>(panel, acts, depth, ahead, sums),
-                    5 => dots::<L, 5>(panel, acts, depth, ahead, sums),
-                    _ => dots::<L, 6>(panel, acts, depth, ahead, sums),
-                }
+                let at = sums.as_mut_ptr().add(vector * LANES);
+                W::finish(head, vector, L::load(at)).store(at);
             }
-        }
-    }
-
-    /// `M` rows by a panel, held in registers over the whole depth.
-    #[inline(always)]
-    unsafe fn dots<L: Lanes, const M: usize>(
-        panel: *const u16,
-        acts: *const u16,
-        depth: usize,
-        ahead: &mut Ahead,
-        sums: &mut Sums,
-    ) {
-        // SAFETY: the caller's contract: `M` rows of `depth` activations, and a whole panel.
-        unsafe {
-            let mut totals = [[_mm512_setzero_ps(); PANEL / LANES]; M];
-            for pair in 0..depth / 2 {
-                if M < DotBf16::ROWS && pair % (CHUNK / 8) == 0 {
-                    ahead.ask::<L, 4>();
-                }
-                let from = panel.add(pair * STEP).cast::<[__m512bh; PANEL / LANES]>();
-                let weights = from.read_unaligned();
-                for (m, totals) in totals.iter_mut().enumerate() {
-                    let acts = acts.add(m * depth + 2 * pair).cast::<i32>().read_unaligned();
-                    let acts = std::mem::transmute::<__m512i, __m512bh>(_mm512_set1_epi32(acts));
-                    for (total, weights) in totals.iter_mut().zip(weights) {
-                        *total = _mm512_dpbf16_ps(*total, acts, weights);
-                    }
-                }
-            }
-            for (m, totals) in totals.iter().enumerate() {
-                for (v, total) in totals.iter().enumerate() {
-                    _mm512_store_ps(sums.0[m].as_mut_ptr().add(v * LANES), *total);
-                }
-            }
-        }
-    }
-
-    impl Kind for TileBf16 {
-        type Weight = u16;
-        type Act = u16;
-        const ROWS: usize = 2 * TILE_ROWS;
-        const BLOCK: usize = TILE_ROWS;
-        type Session = Tiles;
-
-        fn passes(rows: usize) -> usize {
-            // Two halves of the panel where rows fill two tiles.
-            rows.div_ceil(TILE_ROWS)
-        }
-
-        fn dispatch<B: Body>(_: Form, body: B) -> B::Output {
-            // SAFETY: as above.
-            unsafe { avx512::run_bf16(body) }
-        }
-
-        #[inline(always)]
-        unsafe fn begin() -> Tiles {
-            // SAFETY: the form that chooses this kind was granted tiles.
-            unsafe { Tiles::take() }
-        }
-
-        #[inline(always)]
-        unsafe fn put<L: Lanes>(from: *const f32, count: usize, to: *mut u16) {
-            // SAFETY: the caller's contract.
-            unsafe { put_bf16(from, count, to) }
-        }
-
-        #[inline(always)]
-        unsafe fn products<L: Lanes>(
-            tiles: &Tiles,
-            panel: *const u16,
-            acts: *const u16,
-            depth: usize,
-            rows: usize,
-            ahead: &mut Ahead,
-            sums: &mut Sums,
-        ) {
-            // SAFETY: the caller's contract.
-            unsafe {
-                let sums = sums.0.as_mut_ptr().cast::<f32>();
-                if rows <= TILE_ROWS {
-                    return one_by_four::<L>(tiles, panel, acts, depth, ahead, sums);
-                }
-                for half in [0, PANEL / 2] {
-                    two_by_two::<L>(tiles, panel.add(2 * half), acts, depth, ahead, sums.add(half));
-                }
-            }
-        }
-    }
-
-    /// Elements of one block of activations in one chunk.
-    const ACTS: usize = TILE_ROWS * TILE_DEPTH;
-    /// Elements of a panel in one chunk.
-    const WEIGHTS: usize = TILE_DEPTH * PANEL;
-    const ROW_BYTES: usize = 2 * STEP;
-    const ACT_BYTES: usize = 2 * TILE_DEPTH;
-    const SUM_BYTES: usize = 4 * PANEL;
-
-    /// Sixteen rows by a panel.
-    #[inline(always)]
-    unsafe fn one_by_four<L: Lanes>(
-        tiles: &Tiles,
-        mut panel: *const u16,
-        mut acts: *const u16,
-        depth: usize,
-        ahead: &mut Ahead,
-        sums: *mut f32,
-    ) {
-        tiles.zero_sums();
-        // SAFETY: the caller's contract.
-        unsafe {
-            for _ in 0..depth / TILE_DEPTH {
-                tiles.load::<4, _>(acts, ACT_BYTES);
-                ahead.ask::<L, 4>();
-                tiles.load::<5, _>(panel, ROW_BYTES);
-                tiles.dot::<0, 4, 5>();
-                ahead.ask::<L, 4>();
-                tiles.load::<6, _>(panel.add(2 * LANES), ROW_BYTES);
-                tiles.dot::<1, 4, 6>();
-                ahead.ask::<L, 4>();
-                tiles.load::<7, _>(panel.add(4 * LANES), ROW_BYTES);
-                tiles.dot::<2, 4, 7>();
-                ahead.ask::<L, 4>();
-                tiles.load::<5, _>(panel.add(6 * LANES), ROW_BYTES);
-                tiles.dot::<3, 4, 5>();
-                panel = panel.add(WEIGHTS);
-                acts = acts.add(ACTS);
-            }
-            tiles.store::<0>(sums, SUM_BYTES);
-            tiles.store::<1>(sums.add(LANES), SUM_BYTES);
-            tiles.store::<2>(sums.add(2 * LANES), SUM_BYTES);
-            tiles.store::<3>(sums.add(3 * LANES), SUM_BYTES);
-        }
-    }
-
-    /// Thirty-two rows by half a panel.
-    #[inline(always)]
-    unsafe fn two_by_two<L: Lanes>(
-        tiles: &Tiles,
-        mut panel: *const u16,
-        mut acts: *const u16,
-        depth: usize,
-        ahead: &mut Ahead,
-        sums: *mut f32,
-    ) {
-        tiles.zero_sums();
-        // SAFETY: the caller's contract.
-        unsafe {
-            for _ in 0..depth / TILE_DEPTH {
-                tiles.load::<4, _>(acts, ACT_BYTES);
-                tiles.load::<6, _>(panel, ROW_BYTES);
-                tiles.dot::<0, 4, 6>();
-                ahead.ask::<L, 2>();
-                tiles.load::<7, _>(panel.add(2 * LANES), ROW_BYTES);
-                tiles.dot::<1, 4, 7>();
-                ahead.ask::<L, 2>();
-                tiles.load::<5, _>(acts.add(TILE_ROWS * depth), ACT_BYTES);
-                tiles.dot::<2, 5, 6>();
-                tiles.dot::<3, 5, 7>();
-                panel = panel.add(WEIGHTS);
-                acts = acts.add(ACTS);
-            }
-            tiles.store_square(sums, PANEL);
         }
     }
 }

@@ -11,11 +11,16 @@ pub(crate) mod amx;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx512;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod dot;
 pub(crate) mod fused;
 pub(crate) mod kind;
 pub(crate) mod math;
 mod portable;
 pub(crate) mod stored;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod tile;
+pub(crate) mod widen;
 
 use crate::form::Form;
 
@@ -36,6 +41,9 @@ pub(crate) trait Lanes: Copy {
     unsafe fn store(self, to: *mut f32);
     unsafe fn load_bf16(from: *const u16) -> Self;
     unsafe fn load_f16(from: *const u16) -> Self;
+    unsafe fn load_i8(from: *const u8) -> Self;
+    /// The low halves of sixteen bytes, or the high ones.
+    unsafe fn load_u4(from: *const u8, high: bool) -> Self;
     /// The first of each of sixteen neighbouring pairs of bf16 values.
     unsafe fn load_bf16_even(from: *const u16) -> Self;
     /// The second of each pair.

@@ -55,6 +55,15 @@ impl Lanes for Portable {
         Portable(bits.map(|bits| f16::from_bits(bits).to_f32()))
     }
     #[inline(always)]
+    unsafe fn load_i8(from: *const u8) -> Self {
+        Portable(unsafe { from.cast::<[i8; LANES]>().read_unaligned() }.map(f32::from))
+    }
+    #[inline(always)]
+    unsafe fn load_u4(from: *const u8, high: bool) -> Self {
+        let bytes = unsafe { from.cast::<[u8; LANES]>().read_unaligned() };
+        Portable(bytes.map(|byte| f32::from(if high { byte >> 4 } else { byte & 15 })))
+    }
+    #[inline(always)]
     unsafe fn load_bf16_even(from: *const u16) -> Self {
         let pairs = unsafe { from.cast::<[[u16; 2]; LANES]>().read_unaligned() };
         Portable(pairs.map(|pair| f32::from_bits(u32::from(pair[0]) << 16)))

@@ -80,7 +80,7 @@ fn a_first_token_gets_its_own_value_back() {
 #[test]
 fn a_batch_without_rows_gives_no_rows() {
     let experts = {
-        let mut builder = PackedExperts::builder(1, 4, 2, WeightDtype::F32);
+        let mut builder = PackedExperts::builder(1, 4, 2, WeightDtype::F32, WeightDtype::F32);
         let bytes = le_bytes(&[1.0; 8]);
         builder.put_gate(0, WeightView::row_major(&bytes, WeightDtype::F32, 2, 4)).unwrap();
         builder.finish()

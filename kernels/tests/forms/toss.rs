@@ -1,4 +1,6 @@
-use moetrail_kernels::{PackedMatrix, WeightDtype, WeightView};
+use candle_core::quantized::{GgmlDType, QTensor};
+use candle_core::{Device, Tensor};
+use moetrail_kernels::{BlockRows, PackedMatrix, WeightDtype, WeightFormat, WeightRows, WeightView};
 use proptest::prelude::*;
 
 /// Reproducible numbers from one seed of a property test.
@@ -40,16 +42,65 @@ impl Toss {
         order
     }
 
-    pub fn matrix(&mut self, out: usize, inp: usize, dtype: WeightDtype) -> PackedMatrix {
-        let bytes = le_bytes(&self.values(out * inp));
-        let mut builder = PackedMatrix::zeros(out, inp, dtype);
-        builder.put_rows(0, WeightView::row_major(&bytes, WeightDtype::F32, out, inp)).unwrap();
+    /// Random weights; blocks are candle's quantisation of them.
+    pub fn matrix(&mut self, out: usize, inp: usize, format: impl Into<WeightFormat>) -> PackedMatrix {
+        let format = format.into();
+        let mut builder = PackedMatrix::zeros(out, inp, format);
+        self.stored(out, inp, format).with(|rows| builder.put_rows(0, rows)).unwrap();
         builder.finish()
+    }
+
+    /// Random weights as a checkpoint may store them that is packed as `format`.
+    pub fn stored(&mut self, out: usize, inp: usize, format: WeightFormat) -> StoredWeights {
+        let values = self.values(out * inp);
+        let Some(kind) = ggml_type(format) else {
+            return StoredWeights { bytes: le_bytes(&values), out, inp, format: WeightDtype::F32.into() };
+        };
+        let tensor = Tensor::from_vec(values, (out, inp), &Device::Cpu).unwrap();
+        let bytes = QTensor::quantize(&tensor, kind).unwrap().data().unwrap().into_owned();
+        StoredWeights { bytes, out, inp, format }
+    }
+}
+
+/// A matrix in bytes of its own.
+pub struct StoredWeights {
+    pub bytes: Vec<u8>,
+    out: usize,
+    inp: usize,
+    format: WeightFormat,
+}
+
+impl StoredWeights {
+    pub fn with<R>(&self, run: impl FnOnce(WeightRows<'_>) -> R) -> R {
+        match self.format {
+            WeightFormat::Float(dtype) => run(WeightView::row_major(&self.bytes, dtype, self.out, self.inp).into()),
+            format => run(BlockRows::new(&self.bytes, format, self.out, self.inp).unwrap().into()),
+        }
+    }
+}
+
+pub fn ggml_type(format: WeightFormat) -> Option<GgmlDType> {
+    match format {
+        WeightFormat::Q8_0 => Some(GgmlDType::Q8_0),
+        WeightFormat::Q4K => Some(GgmlDType::Q4K),
+        WeightFormat::Float(_) | WeightFormat::Int8 => None,
     }
 }
 
 pub fn le_bytes(values: &[f32]) -> Vec<u8> {
     values.iter().flat_map(|value| value.to_le_bytes()).collect()
+}
+
+/// Every format, and what the inputs of a matrix must be a multiple of.
+pub fn formats() -> impl Strategy<Value = (WeightFormat, usize)> {
+    prop_oneof![
+        Just((WeightDtype::F32.into(), 1)),
+        Just((WeightDtype::BF16.into(), 1)),
+        Just((WeightDtype::F16.into(), 1)),
+        Just((WeightFormat::Int8, 1)),
+        Just((WeightFormat::Q8_0, 32)),
+        Just((WeightFormat::Q4K, 256)),
+    ]
 }
 
 pub fn dtypes() -> impl Strategy<Value = WeightDtype> {
