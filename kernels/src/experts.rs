@@ -117,6 +117,11 @@ impl PackedExpertsBuilder {
         Ok(())
     }
 
+    /// How gate and up will be stored, and how down will be.
+    pub fn formats(&self) -> [WeightFormat; 2] {
+        [self.gate_up.format(), self.down.format()]
+    }
+
     /// The packed experts.
     pub fn finish(self) -> PackedExperts {
         PackedExperts { gate_up: self.gate_up.finish(), down: self.down.finish(), shape: self.shape }

@@ -6,10 +6,11 @@ use moetrail_kernels::WeightDtype;
 
 use crate::config::ModelConfig;
 use crate::decoder::Decoder;
-use crate::dtype::{DtypeChoice, from_safetensors};
+use crate::dtype::{StoredType, WeightChoice};
 use crate::error::{ModelError, Result};
 use crate::fields::Fields;
 use crate::generation::GenerationConfig;
+use crate::gguf::{self, GgufTokenizer};
 use crate::loader::Loader;
 use crate::registry::Family;
 use crate::shards::Shards;
@@ -25,20 +26,25 @@ pub struct Checkpoint {
     family: &'static Family,
     generation: GenerationConfig,
     shards: Shards,
+    /// Of a GGUF file: what it has for a tokenizer.
+    gguf: Option<Option<GgufTokenizer>>,
     max_positions: usize,
 }
 
 impl Checkpoint {
-    /// Opens a folder, or a hub id such as `org/name`, which is fetched unless it is in the hub's cache.
+    /// Opens a folder, a GGUF file, or a hub id such as `org/name`, which is fetched unless it is in the hub's cache.
     ///
-    /// `revision` is a branch, tag or commit of the hub; a folder has none.
+    /// `revision` is a branch, tag or commit of the hub; a folder and a file have none.
     pub fn open(model: &str, revision: Option<&str>) -> Result<Self> {
         let path = Path::new(model);
+        if let Some(revision) = revision.filter(|_| path.exists()) {
+            tracing::warn!(model, revision, "a local folder or file has no revisions: ignored");
+        }
         if path.is_dir() {
-            if let Some(revision) = revision {
-                tracing::warn!(model, revision, "a local folder has no revisions: ignored");
-            }
             return Self::open_folder(path, model);
+        }
+        if path.is_file() {
+            return Self::open_gguf(path, model);
         }
         let folder = crate::hub::resolve(model, revision)?;
         Self::open_folder(&folder, model)
@@ -62,6 +68,23 @@ impl Checkpoint {
             family,
             generation: GenerationConfig::read(&folder.join("generation_config.json"))?,
             shards: Shards::open(folder)?,
+            gguf: None,
+        })
+    }
+
+    /// Opens a GGUF file, or the first of several that hold one model, under a name of the caller's choice.
+    pub fn open_gguf(path: &Path, name: &str) -> Result<Self> {
+        let file = gguf::open(path)?;
+        let (config, family) = ModelConfig::from_fields(&file.config)?;
+        Ok(Self {
+            name: name.to_owned(),
+            folder: file.shards.folder().to_owned(),
+            max_positions: config.max_model_len().min(DEFAULT_POSITIONS),
+            config,
+            family,
+            generation: GenerationConfig::default(),
+            shards: file.shards,
+            gguf: Some(file.tokenizer),
         })
     }
 
@@ -79,6 +102,16 @@ impl Checkpoint {
     /// The folder that holds the files.
     pub fn folder(&self) -> &Path {
         &self.folder
+    }
+
+    /// The tokenizer inside a GGUF file; folders keep theirs in files of their own.
+    pub fn embedded_tokenizer(&self) -> Option<&GgufTokenizer> {
+        self.gguf.as_ref()?.as_ref()
+    }
+
+    /// Whether this is a GGUF file.
+    pub fn is_gguf(&self) -> bool {
+        self.gguf.is_some()
     }
 
     /// The architecture.
@@ -102,16 +135,31 @@ impl Checkpoint {
         ids
     }
 
-    /// The checkpoint's own dtype: `config.json`'s, else that of its first tensor of a float dtype.
+    /// The checkpoint's own dtype: `config.json`'s, else that of its first tensor of a float dtype; bfloat16 where the
+    /// tensors are quantised.
     pub fn own_dtype(&self) -> WeightDtype {
-        let of_tensor = |name: &str| from_safetensors(self.shards.get(name)?.dtype());
-        let first = || self.shards.names().find_map(of_tensor);
-        self.config.dtype.or_else(first).unwrap_or(WeightDtype::F32)
+        if self.is_quantised() {
+            return WeightDtype::BF16;
+        }
+        self.config.dtype.or_else(|| self.types().find_map(StoredType::float)).unwrap_or(WeightDtype::F32)
+    }
+
+    fn is_quantised(&self) -> bool {
+        self.types().any(|dtype| matches!(dtype, StoredType::Blocks(_)))
+    }
+
+    fn types(&self) -> impl Iterator<Item = StoredType> {
+        self.shards.names().filter_map(|name| Some(self.shards.get(name)?.dtype()))
     }
 
     /// Packs the weights; `progress` shows a bar on a terminal.
-    pub fn load(&self, dtype: DtypeChoice, progress: bool) -> Result<Decoder> {
-        let loader = Loader::new(&self.shards, dtype.resolve(self.own_dtype()), progress);
+    pub fn load(&self, choice: impl Into<WeightChoice>, progress: bool) -> Result<Decoder> {
+        let choice = choice.into();
+        let (dtype, format) = choice.resolve(self.own_dtype()).map_err(ModelError::WeightChoice)?;
+        if choice.quantization.is_some() && self.is_quantised() {
+            return Err(ModelError::WeightChoice("quantization: the file's weights are quantised already".into()));
+        }
+        let loader = Loader::new(&self.shards, dtype, format, progress);
         Decoder::load(loader, self.config.clone(), self.family, self.max_positions)
     }
 }

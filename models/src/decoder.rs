@@ -1,9 +1,12 @@
 //! The forward pass: embedding, layers, head.
 
 use candle_core::{Device, Tensor};
-use moetrail_kernels::{KvPool, Linear, PackedMatrix, RingCells, RingWrite, RopeTable, WeightDtype, embedding};
+use moetrail_kernels::{
+    KvPool, Linear, PackedMatrix, RingCells, RingWrite, RopeTable, WeightDtype, WeightFormat, embedding,
+};
 
 use crate::config::ModelConfig;
+use crate::dtype::{Quantization, WeightChoice};
 use crate::error::Result;
 use crate::layer::{Layer, Norm, Residual};
 use crate::loader::Loader;
@@ -24,6 +27,7 @@ pub struct Decoder {
     head: Linear,
     rope: RopeTable,
     weight_bytes: usize,
+    weight_formats: Vec<WeightFormat>,
 }
 
 impl Decoder {
@@ -54,6 +58,7 @@ impl Decoder {
             false => loader.packed(&[(HEAD, vocab)], hidden)?,
         };
         let dtype = loader.dtype();
+        let (weight_bytes, weight_formats) = loader.finish();
         Ok(Self {
             rope: config.rope.table(config.head_dim, max_positions),
             config,
@@ -63,7 +68,8 @@ impl Decoder {
             layers,
             norm,
             head: Linear::new(head, None),
-            weight_bytes: loader.finish(),
+            weight_bytes,
+            weight_formats,
         })
     }
 
@@ -77,7 +83,7 @@ impl Decoder {
         &self.device
     }
 
-    /// What the weights are packed as, and the dtype of the KV cache.
+    /// What weights that are not quantised are packed as, and the dtype of the KV cache.
     pub fn dtype(&self) -> WeightDtype {
         self.dtype
     }
@@ -85,6 +91,17 @@ impl Decoder {
     /// Bytes of the packed weights.
     pub fn weight_bytes(&self) -> usize {
         self.weight_bytes
+    }
+
+    /// What to load other weights of this model with, so that they are packed alike.
+    pub fn weight_choice(&self) -> WeightChoice {
+        let int8 = self.weight_formats.contains(&WeightFormat::Int8);
+        WeightChoice { dtype: self.dtype.into(), quantization: int8.then_some(Quantization::Int8) }
+    }
+
+    /// The formats of the packed matrices; routers and norms apart.
+    pub fn weight_formats(&self) -> impl std::fmt::Display {
+        self.weight_formats.iter().map(WeightFormat::to_string).collect::<Vec<_>>().join(", ")
     }
 
     /// Positions at or above this are refused: the length of the rotary table.

@@ -72,6 +72,17 @@ pub enum ModelError {
         /// What is wrong with it.
         reason: String,
     },
+    /// A GGUF file is damaged, or says something that cannot be served.
+    #[error("{}: {reason}", path.display())]
+    Gguf {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The dtype and the quantisation asked for do not go together.
+    #[error("{0}")]
+    WeightChoice(String),
     /// A shard is shorter or longer than its header says.
     #[error(
         "{}: {} by {} bytes: the header says {expected} bytes, the file has {found}; fetch it again",
@@ -128,7 +139,7 @@ pub enum ModelError {
         found: Vec<usize>,
     },
     /// A tensor's dtype cannot be packed.
-    #[error("{}: tensor {tensor:?}: expected dtype F32, F16 or BF16, found {found}", path.display())]
+    #[error("{}: tensor {tensor:?}: expected dtype float32, float16 or bfloat16, found {found}", path.display())]
     Dtype {
         /// The shard.
         path: PathBuf,

@@ -1,12 +1,13 @@
-//! The experts of one layer, packed from either published layout.
+//! The experts of one layer, packed from any published layout.
 //!
 //! ```text
 //! one expert each   gate [inter, hidden], up [inter, hidden], down [hidden, inter]
 //! fused             gate_up [experts, 2 * inter, hidden], down [experts, hidden, inter]     transformers 5
 //! fused, [in, out]  gate_up [experts, hidden, 2 * inter], down [experts, inter, hidden]
+//! stacked           gate, up [experts, inter, hidden], down [experts, hidden, inter]        GGUF
 //! ```
 
-use moetrail_kernels::{PackedExperts, WeightView};
+use moetrail_kernels::{PackedExperts, PackedExpertsBuilder, WeightDtype, WeightView};
 
 use crate::config::ModelConfig;
 use crate::error::Result;
@@ -16,10 +17,44 @@ use crate::names::ExpertNames;
 /// Packs all experts of a layer.
 pub(crate) fn load(loader: &mut Loader<'_>, config: &ModelConfig, names: &ExpertNames) -> Result<PackedExperts> {
     let [gate_up, _] = names.fused();
-    match loader.shards().contains(&gate_up) {
-        true => load_fused(loader, config, names),
-        false => load_each(loader, config, names),
+    let [gate, ..] = names.stacked();
+    match loader.shards() {
+        shards if shards.contains(&gate_up) => load_fused(loader, config, names),
+        shards if shards.contains(&gate) => load_stacked(loader, config, names),
+        _ => load_each(loader, config, names),
     }
+}
+
+/// A builder for experts that are stored like these.
+fn builder(
+    loader: &Loader<'_>,
+    config: &ModelConfig,
+    inner: &[&Checked<'_>],
+    down: &[&Checked<'_>],
+) -> PackedExpertsBuilder {
+    let types = |tensors: &[&Checked<'_>]| tensors.iter().map(|tensor| tensor.stored.dtype()).collect::<Vec<_>>();
+    let (gate_up, down) = (loader.format(types(inner)), loader.format(types(down)));
+    PackedExperts::builder(config.num_experts, config.hidden_size, config.moe_intermediate_size, gate_up, down)
+}
+
+fn load_stacked(loader: &mut Loader<'_>, config: &ModelConfig, names: &ExpertNames) -> Result<PackedExperts> {
+    let (count, hidden, inter) = (config.num_experts, config.hidden_size, config.moe_intermediate_size);
+    let [gate, up, down] = names.stacked();
+    let gate = loader.tensor(&gate, &[&[count, inter, hidden]])?;
+    let up = loader.tensor(&up, &[&[count, inter, hidden]])?;
+    let down = loader.tensor(&down, &[&[count, hidden, inter]])?;
+    let mut experts = builder(loader, config, &[&gate, &up], &[&down]);
+    let [gate_up_format, down_format] = experts.formats();
+    for expert in 0..count {
+        gate.rows(expert * inter, inter, hidden, gate_up_format, |rows| experts.put_gate(expert, rows))?;
+        up.rows(expert * inter, inter, hidden, gate_up_format, |rows| experts.put_up(expert, rows))?;
+        down.rows(expert * hidden, hidden, inter, down_format, |rows| experts.put_down(expert, rows))?;
+        for tensor in [&gate, &up, &down] {
+            let size = tensor.stored.bytes().len() / count;
+            loader.done(tensor, expert * size..(expert + 1) * size);
+        }
+    }
+    Ok(experts.finish())
 }
 
 fn load_each(loader: &mut Loader<'_>, config: &ModelConfig, names: &ExpertNames) -> Result<PackedExperts> {
@@ -33,13 +68,14 @@ fn load_each(loader: &mut Loader<'_>, config: &ModelConfig, names: &ExpertNames)
             loader.tensor(&down, &[&[hidden, inter]])?,
         ]);
     }
-    let mut experts = PackedExperts::builder(config.num_experts, hidden, inter, loader.dtype());
+    let inner: Vec<&Checked<'_>> = tensors.iter().flat_map(|[gate, up, _]| [gate, up]).collect();
+    let outer: Vec<&Checked<'_>> = tensors.iter().map(|[_, _, down]| down).collect();
+    let mut experts = builder(loader, config, &inner, &outer);
+    let [gate_up_format, down_format] = experts.formats();
     for (expert, [gate, up, down]) in tensors.iter().enumerate() {
-        let inner = |tensor| whole(tensor, inter, hidden);
-        experts.put_gate(expert, inner(gate)).map_err(|source| gate.pack_error(source))?;
-        experts.put_up(expert, inner(up)).map_err(|source| up.pack_error(source))?;
-        let outer = whole(down, hidden, inter);
-        experts.put_down(expert, outer).map_err(|source| down.pack_error(source))?;
+        gate.rows(0, inter, hidden, gate_up_format, |rows| experts.put_gate(expert, rows))?;
+        up.rows(0, inter, hidden, gate_up_format, |rows| experts.put_up(expert, rows))?;
+        down.rows(0, hidden, inter, down_format, |rows| experts.put_down(expert, rows))?;
         for tensor in [gate, up, down] {
             loader.done(tensor, 0..tensor.stored.bytes().len());
         }
@@ -62,13 +98,14 @@ fn load_fused(loader: &mut Loader<'_>, config: &ModelConfig, names: &ExpertNames
         loader.tensor(&gate_up.name, &[gate_up_shape])?;
         loader.tensor(&down.name, &[&columns_first[1]])?;
     }
-    let mut experts = PackedExperts::builder(count, hidden, inter, loader.dtype());
+    let mut experts = builder(loader, config, &[&gate_up], &[&down]);
+    let (gate_up_dtype, down_dtype) = (gate_up.float()?, down.float()?);
     for expert in 0..count {
-        let gate = part(&gate_up, expert, (2 * inter, hidden), (0, inter), turned);
-        let up = part(&gate_up, expert, (2 * inter, hidden), (inter, inter), turned);
+        let gate = part(&gate_up, gate_up_dtype, expert, (2 * inter, hidden), (0, inter), turned);
+        let up = part(&gate_up, gate_up_dtype, expert, (2 * inter, hidden), (inter, inter), turned);
         experts.put_gate(expert, gate).map_err(|source| gate_up.pack_error(source))?;
         experts.put_up(expert, up).map_err(|source| gate_up.pack_error(source))?;
-        let outer = part(&down, expert, (hidden, inter), (0, hidden), turned);
+        let outer = part(&down, down_dtype, expert, (hidden, inter), (0, hidden), turned);
         experts.put_down(expert, outer).map_err(|source| down.pack_error(source))?;
         for tensor in [&gate_up, &down] {
             let size = tensor.stored.bytes().len() / count;
@@ -78,27 +115,17 @@ fn load_fused(loader: &mut Loader<'_>, config: &ModelConfig, names: &ExpertNames
     Ok(experts.finish())
 }
 
-fn whole<'a>(tensor: &Checked<'a>, rows: usize, cols: usize) -> WeightView<'a> {
-    WeightView::row_major(tensor.stored.bytes(), tensor.dtype, rows, cols)
-}
-
 /// Rows `first..first + rows` of one expert's `[out, in]` matrix, which is stored `[in, out]` where `turned`.
 fn part<'a>(
     tensor: &Checked<'a>,
+    dtype: WeightDtype,
     expert: usize,
     (out, inp): (usize, usize),
     (first, rows): (usize, usize),
     turned: bool,
 ) -> WeightView<'a> {
-    let width = tensor.dtype.bytes();
+    let width = dtype.bytes();
     let matrix = &tensor.stored.bytes()[expert * out * inp * width..][..out * inp * width];
     let (row_stride, col_stride) = if turned { (1, out) } else { (inp, 1) };
-    WeightView {
-        bytes: &matrix[first * row_stride * width..],
-        dtype: tensor.dtype,
-        rows,
-        cols: inp,
-        row_stride,
-        col_stride,
-    }
+    WeightView { bytes: &matrix[first * row_stride * width..], dtype, rows, cols: inp, row_stride, col_stride }
 }

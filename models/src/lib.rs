@@ -1,4 +1,4 @@
-//! Mixture-of-experts checkpoints, from a Hugging Face folder or hub id to a forward pass.
+//! Mixture-of-experts checkpoints, from a Hugging Face folder, hub id or GGUF file to a forward pass.
 //!
 //! [`Checkpoint::open`] reads and checks the configuration and indexes the tensors; [`Checkpoint::load`] packs them for
 //! the kernels, straight from the mapped files; [`Decoder::forward`] runs rows of any number of sequences against a paged
@@ -15,6 +15,7 @@ mod experts;
 mod families;
 mod fields;
 mod generation;
+mod gguf;
 mod hub;
 mod layer;
 mod loader;
@@ -33,9 +34,10 @@ mod tests;
 pub use checkpoint::Checkpoint;
 pub use config::{ModelConfig, QkNormKind};
 pub use decoder::Decoder;
-pub use dtype::DtypeChoice;
+pub use dtype::{DtypeChoice, Quantization, WeightChoice};
 pub use error::{ModelError, Result};
 pub use generation::GenerationConfig;
+pub use gguf::GgufTokenizer;
 pub use moetrail_kernels::{KvPool, RingCells, SeqSpan, WeightDtype};
 pub use registry::supported_architectures;
 pub use replay::Replay;

@@ -34,7 +34,7 @@ impl Moe {
         let (count, hidden) = (config.num_experts, config.hidden_size);
         let router = load_router(loader, names, count, hidden)?;
         let experts = experts::load(loader, config, names)?;
-        loader.count_packed(router.bytes() + experts.bytes());
+        loader.count_packed(router.bytes() + experts.bytes(), &experts.formats());
         Ok(Self {
             router,
             routing: RouterConfig {
@@ -58,7 +58,7 @@ impl Moe {
 fn load_router(loader: &mut Loader<'_>, names: &ExpertNames, experts: usize, hidden: usize) -> Result<RouterWeight> {
     let gate = loader.tensor(&names.router, &[&[experts, hidden]])?;
     let bytes = gate.stored.bytes();
-    let view = WeightView::row_major(bytes, gate.dtype, experts, hidden);
+    let view = WeightView::row_major(bytes, gate.float()?, experts, hidden);
     let router = RouterWeight::new(view).map_err(|source| gate.pack_error(source))?;
     loader.done(&gate, 0..bytes.len());
     Ok(router)

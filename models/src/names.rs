@@ -75,4 +75,9 @@ impl ExpertNames {
     pub(crate) fn fused(&self) -> [String; 2] {
         ["gate_up_proj", "down_proj"].map(|part| format!("{}.{part}", self.experts))
     }
+
+    /// The stacked layout's tensors, as in GGUF: gate, up and down of all experts.
+    pub(crate) fn stacked(&self) -> [String; 3] {
+        ["gate", "up", "down"].map(|part| format!("{}.{part}", self.experts))
+    }
 }

@@ -1,38 +1,69 @@
-//! One safetensors file, mapped into memory. The only `unsafe` of this crate is here.
+//! One file of tensors, mapped into memory. The only `unsafe` of this crate is here.
 #![allow(unsafe_code)]
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
-use safetensors::tensor::{Metadata, SafeTensorError, SafeTensors, TensorInfo};
+use safetensors::tensor::{Metadata, SafeTensorError, SafeTensors};
 
+use crate::dtype::StoredType;
 use crate::error::{ModelError, Result};
 
 /// Bytes of the length field that a safetensors file begins with.
 const LENGTH_FIELD: usize = 8;
 
-/// A mapped safetensors file whose header and length agree.
+/// A mapped file, and where its tensors lie in it.
 #[derive(Debug)]
 pub(crate) struct Shard {
     path: PathBuf,
     map: Mmap,
-    metadata: Metadata,
-    /// Where the tensors' bytes begin in the file.
-    start: usize,
+    tensors: BTreeMap<String, Place>,
+}
+
+/// Dtype, shape and bytes of a tensor in its file.
+#[derive(Debug)]
+pub(crate) struct Place {
+    pub(crate) dtype: StoredType,
+    pub(crate) shape: Vec<usize>,
+    /// Inside the file.
+    pub(crate) bytes: Range<usize>,
+    /// Heads, where the rows of a head alternate between its halves: 0, d/2, 1, d/2 + 1 and so on.
+    pub(crate) interleaved_heads: Option<usize>,
 }
 
 impl Shard {
-    /// Maps a file and checks its header against its length.
+    /// Maps a safetensors file and checks its header against its length.
     pub(crate) fn open(path: &Path) -> Result<Self> {
+        Self::map(path, |bytes| {
+            let (header, metadata) = SafeTensors::read_metadata(bytes).map_err(|e| header_error(path, bytes, e))?;
+            let start = LENGTH_FIELD + header;
+            let place = |name: String| {
+                let info = metadata.info(&name)?;
+                let (first, end) = info.data_offsets;
+                let place = Place {
+                    dtype: info.dtype.into(),
+                    shape: info.shape.clone(),
+                    bytes: start + first..start + end,
+                    interleaved_heads: None,
+                };
+                Some((name, place))
+            };
+            Ok(metadata.offset_keys().into_iter().filter_map(place).collect())
+        })
+    }
+
+    /// Maps a file whose tensors `directory` finds.
+    pub(crate) fn map(path: &Path, directory: impl FnOnce(&[u8]) -> Result<BTreeMap<String, Place>>) -> Result<Self> {
         let io = |source| ModelError::Io { path: path.to_owned(), source };
         let file = File::open(path).map_err(io)?;
         // SAFETY: the mapping is private and read-only. Should another process cut the file while it is mapped, a read
         // past its new end ends the process by SIGBUS; no value of ours can change type or lifetime through that.
         let map = unsafe { Mmap::map(&file) }.map_err(io)?;
-        let (header, metadata) = SafeTensors::read_metadata(&map).map_err(|error| header_error(path, &map, error))?;
-        Ok(Self { path: path.to_owned(), map, metadata, start: LENGTH_FIELD + header })
+        let tensors = directory(&map)?;
+        Ok(Self { path: path.to_owned(), map, tensors })
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -40,24 +71,23 @@ impl Shard {
     }
 
     /// The names of the file's tensors.
-    pub(crate) fn names(&self) -> Vec<String> {
-        self.metadata.offset_keys()
+    pub(crate) fn names(&self) -> impl Iterator<Item = &String> {
+        self.tensors.keys()
     }
 
     /// Dtype, shape and place of a tensor.
-    pub(crate) fn info(&self, name: &str) -> Option<&TensorInfo> {
-        self.metadata.info(name)
+    pub(crate) fn place(&self, name: &str) -> Option<&Place> {
+        self.tensors.get(name)
     }
 
     /// The bytes of a tensor; little-endian, row after row, perhaps unaligned.
-    pub(crate) fn bytes(&self, info: &TensorInfo) -> &[u8] {
-        let (first, last) = info.data_offsets;
-        &self.map[self.start + first..self.start + last]
+    pub(crate) fn bytes(&self, place: &Place) -> &[u8] {
+        &self.map[place.bytes.clone()]
     }
 
     /// Lets the system take back the pages under a range of a tensor's bytes; they come back from the file if read again.
-    pub(crate) fn release(&self, info: &TensorInfo, range: Range<usize>) {
-        self.release_bytes(self.start + info.data_offsets.0 + range.start, range.len());
+    pub(crate) fn release(&self, place: &Place, range: Range<usize>) {
+        self.release_bytes(place.bytes.start + range.start, range.len());
     }
 
     /// Lets the system take back the pages of the whole file.

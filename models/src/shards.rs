@@ -1,14 +1,13 @@
-//! The safetensors files of a checkpoint, with one directory of their tensors.
+//! The files of a checkpoint, with one directory of their tensors.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use safetensors::tensor::TensorInfo;
-
+use crate::dtype::StoredType;
 use crate::error::{ModelError, Result};
 use crate::fields::Fields;
-use crate::shard::Shard;
+use crate::shard::{Place, Shard};
 
 pub(crate) const SINGLE: &str = "model.safetensors";
 pub(crate) const INDEX: &str = "model.safetensors.index.json";
@@ -26,7 +25,7 @@ pub(crate) struct Shards {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct StoredTensor<'a> {
     shard: &'a Shard,
-    info: &'a TensorInfo,
+    place: &'a Place,
 }
 
 impl Shards {
@@ -49,9 +48,15 @@ impl Shards {
     }
 
     fn from_single(folder: &Path, path: &Path) -> Result<Self> {
-        let shard = Shard::open(path)?;
-        let tensors = shard.names().into_iter().map(|name| (name, 0)).collect();
-        Ok(Self { folder: folder.to_owned(), files: vec![shard], tensors })
+        Ok(Self::from_files(folder, vec![Shard::open(path)?]))
+    }
+
+    /// The tensors of some files.
+    pub(crate) fn from_files(folder: &Path, files: Vec<Shard>) -> Self {
+        let names =
+            |(number, file): (usize, &'_ Shard)| file.names().map(|name| (name.clone(), number)).collect::<Vec<_>>();
+        let tensors = files.iter().enumerate().flat_map(names).collect();
+        Self { folder: folder.to_owned(), files, tensors }
     }
 
     fn from_index(folder: &Path, index: &Path) -> Result<Self> {
@@ -76,7 +81,7 @@ impl Shards {
                     files.len() - 1
                 }
             };
-            if files[number].info(name).is_none() {
+            if files[number].place(name).is_none() {
                 return Err(ModelError::IndexMismatch {
                     index: index.to_owned(),
                     shard: file.clone(),
@@ -103,8 +108,8 @@ impl Shards {
 
     pub(crate) fn get(&self, name: &str) -> Option<StoredTensor<'_>> {
         let shard = &self.files[*self.tensors.get(name)?];
-        let info = shard.info(name)?;
-        Some(StoredTensor { shard, info })
+        let place = shard.place(name)?;
+        Some(StoredTensor { shard, place })
     }
 
     /// All names, sorted.
@@ -125,21 +130,26 @@ impl<'a> StoredTensor<'a> {
     }
 
     pub(crate) fn shape(&self) -> &'a [usize] {
-        &self.info.shape
+        &self.place.shape
     }
 
-    pub(crate) fn dtype(&self) -> safetensors::Dtype {
-        self.info.dtype
+    pub(crate) fn dtype(&self) -> StoredType {
+        self.place.dtype
+    }
+
+    /// Heads whose rows alternate between the halves of a head.
+    pub(crate) fn interleaved_heads(&self) -> Option<usize> {
+        self.place.interleaved_heads
     }
 
     /// Little-endian, row after row, perhaps unaligned.
     pub(crate) fn bytes(&self) -> &'a [u8] {
-        self.shard.bytes(self.info)
+        self.shard.bytes(self.place)
     }
 
     /// Gives the pages under a range of the bytes back to the system.
     pub(crate) fn release(&self, range: Range<usize>) {
-        self.shard.release(self.info, range);
+        self.shard.release(self.place, range);
     }
 }
 

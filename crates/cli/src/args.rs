@@ -1,11 +1,12 @@
 //! What is typed on the command line. The flags are vLLM's where vLLM has them.
 
 use std::net::IpAddr;
+use std::path::PathBuf;
 
 use clap::builder::TypedValueParser;
 use clap::{Args as ClapArgs, Parser, Subcommand};
 use moetrail_engine::{EngineConfig, ReprefillRouting};
-use moetrail_models::DtypeChoice;
+use moetrail_models::{DtypeChoice, Quantization};
 use moetrail_routes::Overlap;
 use moetrail_routes::format::Format;
 
@@ -39,14 +40,20 @@ pub enum Command {
 /// Which model, and how it is loaded.
 #[derive(Debug, ClapArgs)]
 pub struct ModelArgs {
-    /// A checkpoint folder or hub id; the bundled toy model if absent.
+    /// A checkpoint folder, hub id or GGUF file; the bundled toy model if absent.
     pub model: Option<String>,
+    /// Folder with the tokenizer; the model's own if absent.
+    #[arg(long, value_name = "FOLDER")]
+    pub tokenizer: Option<PathBuf>,
     /// Branch, tag or commit of a hub id.
     #[arg(long)]
     pub revision: Option<String>,
     /// Number format of weights and KV: auto, float32, bfloat16 or float16.
     #[arg(long, default_value = "auto")]
     pub dtype: DtypeChoice,
+    /// Quantise the weights while they are loaded: int8 (an eight-bit number each, and a scale an output). Routers stay.
+    #[arg(long, value_name = "METHOD")]
+    pub quantization: Option<Quantization>,
     /// Threads that compute; all processors if absent.
     #[arg(long)]
     pub threads: Option<usize>,
@@ -257,6 +264,12 @@ pub struct BenchArgs {
     /// Tokens in one step, at most.
     #[arg(long, default_value_t = EngineConfig::default().max_num_batched_tokens)]
     pub max_num_batched_tokens: usize,
+    /// Measure this many requests of mixed lengths at once, as well.
+    #[arg(long, value_name = "REQUESTS", default_value_t = 0)]
+    pub mixed: usize,
+    /// Score a text of this many tokens, as well: its perplexity.
+    #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(2..).map(|tokens| tokens as usize))]
+    pub score: Option<usize>,
 }
 
 /// `doctor`.

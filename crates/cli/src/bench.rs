@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
-use moetrail_engine::{EngineConfig, EngineHandle, Event, GenerateRequest};
+use moetrail_engine::{EngineConfig, EngineHandle, Event, EventStream, GenerateRequest};
 use moetrail_kernels::{Form, pool};
 use serde_json::json;
 
@@ -17,7 +17,7 @@ pub fn bench(args: &BenchArgs) -> Result<()> {
     let began = Instant::now();
     let config = EngineConfig {
         enable_prefix_caching: false,
-        max_num_seqs: widest,
+        max_num_seqs: if args.mixed > 0 { widest.max(EngineConfig::default().max_num_seqs) } else { widest },
         max_num_batched_tokens: args.max_num_batched_tokens,
         ..EngineConfig::default()
     };
@@ -53,7 +53,19 @@ pub fn bench(args: &BenchArgs) -> Result<()> {
             "tokens_per_second": rates,
         }));
     }
+    if args.mixed > 0 {
+        let mut rates = Vec::new();
+        for rep in 0..=args.reps {
+            let (tokens, elapsed) = mixed(&handle, args.mixed)?;
+            if rep > 0 {
+                rates.push(tokens as f64 / elapsed.as_secs_f64());
+            }
+        }
+        results.push(json!({"measure": "mixed", "requests": args.mixed, "tokens_per_second": rates}));
+    }
+    let perplexity = args.score.map(|length| perplexity(&handle, length)).transpose()?;
     let report = json!({
+        "perplexity": perplexity,
         "model": handle.info().model_name,
         "kernels": format!("{:?}", Form::current()),
         "threads": pool::threads(),
@@ -76,13 +88,51 @@ fn request(handle: &EngineHandle, prompt_len: usize, max_tokens: usize, salt: us
 /// Time from submission to the first token.
 fn prefill(handle: &EngineHandle, length: usize, salt: usize, rows: bool) -> Result<Duration> {
     let began = Instant::now();
-    let mut stream = handle.submit(request(handle, length, 1, salt, rows))?;
+    finish(handle.submit(request(handle, length, 1, salt, rows))?)?;
+    Ok(began.elapsed())
+}
+
+/// Waits for the end of a request.
+fn finish(mut stream: EventStream) -> Result<()> {
     while let Some(event) = stream.blocking_next() {
         if let Event::Failed(error) = event {
             bail!(error);
         }
     }
-    Ok(began.elapsed())
+    Ok(())
+}
+
+/// `count` requests of mixed lengths, all at once: the tokens they generate, and the time to the last.
+fn mixed(handle: &EngineHandle, count: usize) -> Result<(usize, Duration)> {
+    let began = Instant::now();
+    let mut tokens = 0;
+    let mut streams = Vec::with_capacity(count);
+    for i in 0..count {
+        let (prompt_len, max_tokens) = (32 + i * 97 % 480, 16 + i * 53 % 112);
+        tokens += max_tokens;
+        streams.push(handle.submit(request(handle, prompt_len, max_tokens, 1000 + i, false))?);
+    }
+    streams.into_iter().try_for_each(finish)?;
+    Ok((tokens, began.elapsed()))
+}
+
+/// `exp` of the mean negative log-probability of a text's tokens after the first.
+fn perplexity(handle: &EngineHandle, length: usize) -> Result<f64> {
+    let mut request = request(handle, length, 1, 7, false);
+    request.sampling.prompt_logprobs = Some(0);
+    let mut stream = handle.submit(request)?;
+    let mut total = 0.0;
+    while let Some(event) = stream.blocking_next() {
+        match event {
+            Event::Failed(error) => bail!(error),
+            Event::Prompt(prompt) => {
+                let entries = prompt.prompt_logprobs.unwrap_or_default();
+                total = entries.iter().flatten().map(|entry| f64::from(entry.logprob)).sum();
+            }
+            Event::Choice(_) => {}
+        }
+    }
+    Ok((-total / (length as f64 - 1.0)).exp())
 }
 
 /// Time from the step in which the last of `batch` sequences got its first token to the end of all.
@@ -100,12 +150,6 @@ fn decode(handle: &EngineHandle, batch: usize, args: &BenchArgs, salt: usize, ro
         }
     }
     let began = Instant::now();
-    for stream in &mut streams {
-        while let Some(event) = stream.blocking_next() {
-            if let Event::Failed(error) = event {
-                bail!(error);
-            }
-        }
-    }
+    streams.into_iter().try_for_each(finish)?;
     Ok(began.elapsed())
 }

@@ -6,7 +6,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use moetrail_engine::{Engine, EngineConfig};
 use moetrail_kernels::{Form, pool};
-use moetrail_models::Checkpoint;
+use moetrail_models::{Checkpoint, WeightChoice};
 use moetrail_text::Tokenizer;
 
 use crate::args::ModelArgs;
@@ -49,6 +49,20 @@ pub fn open(args: &ModelArgs) -> Result<Checkpoint> {
     })
 }
 
+/// The tokenizer that was asked for, else the checkpoint's own.
+fn tokenizer(args: &ModelArgs, checkpoint: &Checkpoint) -> Result<Option<Tokenizer>> {
+    if let Some(folder) = &args.tokenizer {
+        let found = Tokenizer::from_dir(folder)?;
+        return found.map(Some).with_context(|| format!("--tokenizer: no tokenizer.json in {}", folder.display()));
+    }
+    match checkpoint.embedded_tokenizer() {
+        Some(own) => Ok(Some(Tokenizer::new(own.tokenizer.clone(), &own.config, None, None))),
+        // The folder of a GGUF file may hold anything.
+        None if checkpoint.is_gguf() => Ok(None),
+        None => Ok(Tokenizer::from_dir(checkpoint.folder())?),
+    }
+}
+
 /// Loads the model and starts an engine over it.
 pub fn start(args: &ModelArgs, mut config: EngineConfig) -> Result<Loaded> {
     configure_kernels(args)?;
@@ -56,17 +70,19 @@ pub fn start(args: &ModelArgs, mut config: EngineConfig) -> Result<Loaded> {
     let longest = checkpoint.config().max_model_len();
     // The rotary table need not be longer than any sequence; a value beyond the model's is refused by the engine.
     let checkpoint = checkpoint.with_max_positions(args.max_model_len.map_or(longest, |len| len.min(longest)));
-    let tokenizer = Tokenizer::from_dir(checkpoint.folder())?.map(Arc::new);
+    let tokenizer = tokenizer(args, &checkpoint)?.map(Arc::new);
     if tokenizer.is_none() {
         tracing::warn!("the checkpoint has no tokenizer: only token ids are served");
     }
     let began = Instant::now();
-    let decoder = checkpoint.load(args.dtype, true)?;
+    let choice = WeightChoice { dtype: args.dtype, quantization: args.quantization };
+    let decoder = checkpoint.load(choice, true)?;
     tracing::info!(
         model = checkpoint.name(),
         folder = %checkpoint.folder().display(),
         architecture = decoder.config().architecture,
         dtype = %decoder.dtype(),
+        weights = %decoder.weight_formats(),
         packed_mib = decoder.weight_bytes() >> 20,
         seconds = began.elapsed().as_secs_f32(),
         kernels = ?Form::current(),

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 
-use moetrail_models::{ModelConfig, WeightDtype};
+use moetrail_models::{ModelConfig, WeightChoice};
 use moetrail_sched::RequestKey;
 use tokio::sync::mpsc as tokio_mpsc;
 
@@ -25,7 +25,7 @@ pub(crate) struct Shared {
     /// The architecture that serves; weights come and go, it stays.
     pub(crate) model: ModelConfig,
     /// What the weights are packed as.
-    pub(crate) dtype: WeightDtype,
+    pub(crate) weights: WeightChoice,
     /// Requests accepted and not yet finished.
     pub(crate) live: AtomicUsize,
     /// Set once no new request is taken.
@@ -41,10 +41,10 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    pub(crate) fn new(model: ModelConfig, dtype: WeightDtype) -> Self {
+    pub(crate) fn new(model: ModelConfig, weights: WeightChoice) -> Self {
         Self {
             model,
-            dtype,
+            weights,
             live: AtomicUsize::new(0),
             closed: AtomicBool::new(false),
             paused: AtomicBool::new(false),

@@ -149,7 +149,7 @@ impl Engine {
         #[cfg(test)]
         capture.plant(config.fault);
         let (commands, receiver) = mpsc::channel();
-        let shared = Arc::new(Shared::new(model.clone(), decoder.dtype()));
+        let shared = Arc::new(Shared::new(model.clone(), decoder.weight_choice()));
         let engine = EngineThread {
             decoder,
             kv,
