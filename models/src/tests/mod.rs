@@ -2,6 +2,7 @@
 
 mod configs;
 mod forward;
+mod gguf;
 mod layouts;
 mod refusals;
 mod replay;
