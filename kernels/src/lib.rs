@@ -12,6 +12,7 @@
 
 mod activation;
 mod acts;
+mod affinity;
 mod attention;
 mod blocks;
 mod buffer;
@@ -57,4 +58,5 @@ pub use qkv::{QkNorm, QkvCall, qkv_rope_store};
 pub use replay::ReplayRows;
 pub use rope::RopeTable;
 pub use router::{RingCells, RingWrite, RouterConfig, RouterWeight, Routing, RowMarks, route, select};
+pub use tensor::with_elements;
 pub use weights::{WeightDtype, WeightView};

@@ -1,8 +1,8 @@
 //! One persistent thread pool for every kernel of the process.
 //!
 //! Each thread takes the tasks of a range of its own, one after the other, so that it walks through neighbouring memory,
-//! and then those that other threads have not come to; the caller never waits for a worker that has not begun. Workers spin for a short while after a job, because the
-//! next kernel of a decode step follows within microseconds, then park.
+//! and then those that other threads have not come to; the caller never waits for a worker that has not begun. Workers
+//! spin for a short while after a job, because the next kernel of a decode step follows within microseconds, then park.
 
 use std::any::Any;
 use std::cell::{RefCell, UnsafeCell};
@@ -13,11 +13,14 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::{JoinHandle, Thread};
 use std::time::{Duration, Instant};
 
+use crate::affinity;
+
 /// How long an idle worker looks for the next job before it parks.
 const SPIN: Duration = Duration::from_micros(20);
 
 static GLOBAL: OnceLock<Arc<Pool>> = OnceLock::new();
 static CONFIGURED: AtomicUsize = AtomicUsize::new(0);
+static PINNED: AtomicBool = AtomicBool::new(false);
 
 thread_local! {
     static INSTALLED: RefCell<Option<Arc<Pool>>> = const { RefCell::new(None) };
@@ -27,6 +30,18 @@ thread_local! {
 pub fn configure(threads: usize) -> bool {
     CONFIGURED.store(threads, Ordering::SeqCst);
     GLOBAL.get().is_none()
+}
+
+/// Keeps every worker on a processor of its own, if called before first use; see [`pin_caller`].
+pub fn pin_workers() {
+    PINNED.store(true, Ordering::SeqCst);
+}
+
+/// Keeps this thread, which is to call [`run`], on the processor that the workers leave free, if they are pinned.
+pub fn pin_caller() {
+    if PINNED.load(Ordering::SeqCst) {
+        affinity::pin(0);
+    }
 }
 
 /// Number of threads that share a job, the caller included.
@@ -98,6 +113,7 @@ impl Pool {
     /// Starts `threads - 1` workers; the caller of `run` is the remaining thread.
     pub fn new(threads: usize) -> Arc<Pool> {
         let count = threads.clamp(1, 1024) - 1;
+        let pinned = PINNED.load(Ordering::SeqCst);
         fn nothing(_: usize) {}
         const NOTHING: &(dyn Fn(usize) + Sync) = &nothing;
         let shared = Arc::new(Shared {
@@ -116,7 +132,13 @@ impl Pool {
             .map_while(|index| {
                 let shared = shared.clone();
                 let name = format!("moetrail-kernel-{index}");
-                std::thread::Builder::new().name(name).spawn(move || shared.work(index)).ok()
+                let work = move || {
+                    if pinned {
+                        affinity::pin(index + 1);
+                    }
+                    shared.work(index);
+                };
+                std::thread::Builder::new().name(name).spawn(work).ok()
             })
             .collect();
         Arc::new(Pool { shared, workers })

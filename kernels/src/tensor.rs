@@ -17,8 +17,10 @@ pub(crate) fn with_rows<T: WithDType, R>(
     with_elements(op, tensor, |elements| body(elements, rows))
 }
 
-/// Calls `body` with the elements of a CPU tensor in row-major order.
-pub(crate) fn with_elements<T: WithDType, R>(
+/// Calls `body` with the elements of a CPU tensor in row-major order; `op` names the caller in errors.
+///
+/// A contiguous tensor is not copied.
+pub fn with_elements<T: WithDType, R>(
     op: &'static str,
     tensor: &Tensor,
     body: impl FnOnce(&[T]) -> Result<R>,

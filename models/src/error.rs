@@ -139,7 +139,7 @@ pub enum ModelError {
         found: Vec<usize>,
     },
     /// A tensor's dtype cannot be packed.
-    #[error("{}: tensor {tensor:?}: expected dtype float32, float16 or bfloat16, found {found}", path.display())]
+    #[error("{}: tensor {tensor:?}: expected dtype F32, F16 or BF16, found {found}", path.display())]
     Dtype {
         /// The shard.
         path: PathBuf,

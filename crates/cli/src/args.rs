@@ -57,6 +57,9 @@ pub struct ModelArgs {
     /// Threads that compute; all processors if absent.
     #[arg(long)]
     pub threads: Option<usize>,
+    /// Keep every computing thread on a processor of its own. Not beside other busy processes.
+    #[arg(long)]
+    pub pin_threads: bool,
     /// Form of the CPU kernels: amx, avx512bf16, avx512, avx2 or scalar; the best one if absent.
     #[arg(long, value_name = "FORM", env = "MOETRAIL_CPU_FORM")]
     pub cpu_form: Option<String>,

@@ -29,6 +29,9 @@ pub fn configure_kernels(args: &ModelArgs) -> Result<()> {
         }
         pool::configure(threads);
     }
+    if args.pin_threads {
+        pool::pin_workers();
+    }
     if let Some(name) = &args.cpu_form {
         let Some(form) = Form::from_name(name) else {
             bail!("--cpu-form is {name:?}; {}", Form::ALL.map(|form| form.to_string()).join(", "))

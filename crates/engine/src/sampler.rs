@@ -10,6 +10,9 @@ use crate::token_counts::TokenCounts;
 /// Below this temperature sampling is greedy, as in vLLM.
 const GREEDY_BELOW: f32 = 1e-5;
 
+/// Logits that are compared at once.
+const LANES: usize = 32;
+
 /// The random number of choice `c`, output position `j`, in `[0, 1)`: a function of `(seed, c, j)` and nothing else.
 pub(crate) fn uniform(seed: u64, choice: usize, position: usize) -> f64 {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
@@ -19,19 +22,24 @@ pub(crate) fn uniform(seed: u64, choice: usize, position: usize) -> f64 {
     (rng.next_u64() >> 11) as f64 / (1u64 << 53) as f64
 }
 
-/// Picks a token: bias and masks, penalties, temperature, then min-p, top-k and top-p. `logits` are overwritten.
+/// Picks a token: bias and masks, penalties, temperature, then min-p, top-k and top-p.
 ///
 /// `banned` cannot be sampled. Returns `None` if nothing can be.
 pub(crate) fn pick(
-    logits: &mut [f32],
+    logits: &[f32],
     params: &SamplingParams,
     counts: &TokenCounts,
     banned: &[u32],
     uniform: impl FnOnce() -> f64,
 ) -> Option<u32> {
+    let greedy = params.temperature < GREEDY_BELOW;
+    if greedy && !masks(params, banned) && !counts.is_active() {
+        return argmax(logits);
+    }
+    let logits = &mut logits.to_vec();
     mask(logits, params, banned);
     counts.penalise(params, logits);
-    if params.temperature < GREEDY_BELOW {
+    if greedy {
         return argmax(logits);
     }
     for logit in logits.iter_mut() {
@@ -56,6 +64,10 @@ fn weight(logit: f32, max: f32) -> f64 {
     f64::from((logit - max).exp())
 }
 
+fn masks(params: &SamplingParams, banned: &[u32]) -> bool {
+    params.allowed_token_ids.is_some() || !params.logit_bias.is_empty() || !banned.is_empty()
+}
+
 fn mask(logits: &mut [f32], params: &SamplingParams, banned: &[u32]) {
     if let Some(allowed) = &params.allowed_token_ids {
         let kept: Vec<(u32, f32)> = allowed.iter().map(|id| (*id, logits[*id as usize])).collect();
@@ -74,14 +86,16 @@ fn mask(logits: &mut [f32], params: &SamplingParams, banned: &[u32]) {
 
 /// The best token, ties by lower id; `None` if every logit is −inf.
 fn argmax(logits: &[f32]) -> Option<u32> {
-    let mut best = None;
-    let mut max = f32::NEG_INFINITY;
-    for (id, logit) in logits.iter().enumerate() {
-        if *logit > max {
-            (best, max) = (Some(id as u32), *logit);
-        }
-    }
-    best
+    // Two passes of whole vectors are several times faster than one that remembers where it was.
+    let lanes = logits.chunks_exact(LANES);
+    let rest = lanes.remainder().iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let each = lanes.fold([f32::NEG_INFINITY; LANES], |mut max, chunk| {
+        max.iter_mut().zip(chunk).for_each(|(max, logit)| *max = if *logit > *max { *logit } else { *max });
+        max
+    });
+    let max = each.into_iter().fold(rest, f32::max);
+    let best = (max > f32::NEG_INFINITY).then(|| logits.iter().position(|logit| *logit == max))?;
+    best.map(|id| id as u32)
 }
 
 /// The tokens that may be sampled: in id order if nothing truncates, else best first.
@@ -151,10 +165,16 @@ mod tests {
     fn greedy_takes_the_lower_id_of_a_tie() {
         let greedy = SamplingParams { temperature: 0.0, ..params() };
         let counts = TokenCounts::default();
-        let pick = |logits: &mut [f32], banned: &[u32]| pick(logits, &greedy, &counts, banned, || unreachable!());
-        assert_eq!(pick(&mut [1.0, 2.0, 2.0], &[]), Some(1));
-        assert_eq!(pick(&mut [1.0, 2.0, 2.0], &[1]), Some(2));
-        assert_eq!(pick(&mut [1.0], &[0]), None);
+        let pick = |logits: &[f32], banned: &[u32]| pick(logits, &greedy, &counts, banned, || unreachable!());
+        assert_eq!(pick(&[1.0, 2.0, 2.0], &[]), Some(1));
+        assert_eq!(pick(&[1.0, 2.0, 2.0], &[1]), Some(2));
+        assert_eq!(pick(&[1.0], &[0]), None);
+        assert_eq!(pick(&[f32::NEG_INFINITY; 40], &[]), None);
+        for best in [0, 31, 32, 63, 64, 69] {
+            let logits: Vec<f32> =
+                (0..70).map(|id| if id >= best && id % 7 == best % 7 { 3.0 } else { -1.0 }).collect();
+            assert_eq!(pick(&logits, &[]), Some(best));
+        }
     }
 
     #[test]
@@ -162,9 +182,9 @@ mod tests {
         let greedy = SamplingParams { temperature: 0.0, ..params() };
         let counts = TokenCounts::default();
         let biased = SamplingParams { logit_bias: vec![(0, 5.0)], ..greedy.clone() };
-        assert_eq!(pick(&mut [0.0, 4.0], &biased, &counts, &[], || 0.0), Some(0));
+        assert_eq!(pick(&[0.0, 4.0], &biased, &counts, &[], || 0.0), Some(0));
         let allowed = SamplingParams { allowed_token_ids: Some(vec![2, 0]), ..greedy };
-        assert_eq!(pick(&mut [0.0, 4.0, 1.0], &allowed, &counts, &[], || 0.0), Some(2));
+        assert_eq!(pick(&[0.0, 4.0, 1.0], &allowed, &counts, &[], || 0.0), Some(2));
     }
 
     #[test]
@@ -172,7 +192,7 @@ mod tests {
         let logits = [0.1f32.ln(), 0.6f32.ln(), 0.3f32.ln()];
         let mut hits = [0u32; 3];
         for position in 0..20_000 {
-            let token = pick(&mut logits.to_vec(), &params(), &TokenCounts::default(), &[], || uniform(7, 0, position));
+            let token = pick(&logits, &params(), &TokenCounts::default(), &[], || uniform(7, 0, position));
             hits[token.unwrap() as usize] += 1;
         }
         for (hit, expect) in hits.iter().zip([0.1, 0.6, 0.3]) {

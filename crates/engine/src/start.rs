@@ -4,6 +4,7 @@ use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 
 use moetrail_capture::{CaptureRing, RingLayout};
+use moetrail_kernels::pool;
 use moetrail_models::Decoder;
 use moetrail_sched::{Batch, Scheduler, SchedulerConfig};
 use moetrail_text::Tokenizer;
@@ -173,7 +174,11 @@ impl Engine {
             pause: Pause::Running,
             num_updates: 0,
         };
-        let thread = std::thread::Builder::new().name("engine".into()).spawn(move || engine.run())?;
+        let run = move || {
+            pool::pin_caller();
+            engine.run();
+        };
+        let thread = std::thread::Builder::new().name("engine".into()).spawn(run)?;
         Ok(Self { handle: EngineHandle { commands, shared, info, stats }, thread })
     }
 

@@ -4,7 +4,7 @@ use std::sync::Mutex;
 use std::time::Instant;
 
 use candle_core::Tensor;
-use moetrail_kernels::{SeqSpan, pool};
+use moetrail_kernels::{SeqSpan, pool, with_elements};
 use moetrail_models::{HiddenOutput, Replay, StepInput};
 use moetrail_routes::TokenSpan;
 use moetrail_sched::{Batch, RequestKey, Scheduled, SeqId};
@@ -210,16 +210,23 @@ impl EngineThread {
         }
     }
 
-    /// Turns logits into events.
+    /// Turns hidden rows into events.
     fn hand_out(&mut self, batch: &Batch, wanted: &LogitRows, output: &HiddenOutput) {
-        let logits = match self.score_prompts(wanted, &output.hidden) {
-            Ok(()) => self.logits(&output.hidden, wanted.prompt_rows.len(), wanted.next_rows.len()),
-            Err(message) => Err(message),
-        };
-        let logits = match logits {
-            Ok(logits) => logits,
-            Err(message) => return self.fail_batch(batch, &message),
-        };
+        let (first, len) = (wanted.prompt_rows.len(), wanted.next_rows.len());
+        let done = self.score_prompts(wanted, &output.hidden).and_then(|()| {
+            let logits = self.logits(&output.hidden, first, len)?;
+            with_elements("sampling", &logits, |logits| {
+                self.hand_out_tokens(batch, wanted, logits);
+                Ok(())
+            })
+        });
+        if let Err(error) = done {
+            self.fail_batch(batch, &error.to_string());
+        }
+    }
+
+    /// Tells of complete prompts, samples from the logits `[next_rows, vocab]`, and lets the choices advance.
+    fn hand_out_tokens(&mut self, batch: &Batch, wanted: &LogitRows, logits: &[f32]) {
         let vocab = self.info.vocab_size;
         let row_of = |index: usize| &logits[index * vocab..(index + 1) * vocab];
 
@@ -245,25 +252,25 @@ impl EngineThread {
     }
 
     /// The logits of some hidden rows, `[len, vocab]`.
-    fn logits(&self, hidden: &Tensor, start: usize, len: usize) -> Result<Vec<f32>, String> {
-        let rows = hidden.narrow(0, start, len).map_err(|error| error.to_string())?;
-        let logits = self.decoder.logits(&rows).map_err(|error| error.to_string())?;
-        logits.flatten_all().and_then(|logits| logits.to_vec1()).map_err(|error| error.to_string())
+    fn logits(&self, hidden: &Tensor, start: usize, len: usize) -> candle_core::Result<Tensor> {
+        self.decoder.logits(&hidden.narrow(0, start, len)?).map_err(candle_core::Error::wrap)
     }
 
     /// Adds the prompt log-probabilities of this step, slice by slice.
-    fn score_prompts(&mut self, wanted: &LogitRows, hidden: &Tensor) -> Result<(), String> {
+    fn score_prompts(&mut self, wanted: &LogitRows, hidden: &Tensor) -> candle_core::Result<()> {
         let vocab = self.info.vocab_size;
         let slice = (PROMPT_LOGITS / vocab).max(1);
         for (index, entries) in wanted.prompt.chunks(slice).enumerate() {
             let logits = self.logits(hidden, index * slice, entries.len())?;
             let live = &self.live;
-            let results = in_parallel(entries.len(), |job| {
-                let (key, position) = entries[job];
-                let request = &live.get(&key)?.request;
-                let num_top = request.sampling.prompt_logprobs.unwrap_or(0);
-                Some(token_logprobs(&logits[job * vocab..(job + 1) * vocab], request.prompt[position], num_top))
-            });
+            let results = with_elements("scoring", &logits, |logits| {
+                Ok(in_parallel(entries.len(), |job| {
+                    let (key, position) = entries[job];
+                    let request = &live.get(&key)?.request;
+                    let num_top = request.sampling.prompt_logprobs.unwrap_or(0);
+                    Some(token_logprobs(&logits[job * vocab..(job + 1) * vocab], request.prompt[position], num_top))
+                }))
+            })?;
             for ((key, position), result) in entries.iter().zip(results) {
                 self.take_prompt_logprob(*key, *position, result);
             }
@@ -360,7 +367,8 @@ impl EngineThread {
 }
 
 fn sample_one(raw: &[f32], live: &Live, choice: &Choice, eos: &[u32]) -> Result<u32, RequestError> {
-    if raw.iter().any(|logit| logit.is_nan()) {
+    // Without a way out of the loop it takes whole vectors.
+    if raw.iter().fold(false, |nan, logit| nan | logit.is_nan()) {
         let position = live.request.prompt.len() + choice.num_output - 1;
         return Err(RequestError::NotANumber { place: "logits", position });
     }
@@ -368,7 +376,7 @@ fn sample_one(raw: &[f32], live: &Live, choice: &Choice, eos: &[u32]) -> Result<
     let banned =
         if choice.num_output < params.min_tokens { [eos, &params.stop_token_ids].concat() } else { Vec::new() };
     let uniform = || sampler::uniform(live.seed, choice.index, choice.num_output);
-    sampler::pick(&mut raw.to_vec(), params, &choice.counts, &banned, uniform)
+    sampler::pick(raw, params, &choice.counts, &banned, uniform)
         .ok_or_else(|| RequestError::Engine("bias, masks and min_tokens leave no token to sample".into()))
 }
 

@@ -20,6 +20,11 @@ impl TokenCounts {
         Self { prompt, output: FxHashMap::default(), active }
     }
 
+    /// Whether a penalty is set.
+    pub(crate) fn is_active(&self) -> bool {
+        self.active
+    }
+
     pub(crate) fn push(&mut self, token: u32) {
         if self.active {
             *self.output.entry(token).or_default() += 1;
