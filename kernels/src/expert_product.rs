@@ -24,13 +24,14 @@ use crate::simd::{Body, LANES, Lanes};
 /// Bytes between the products, which bound the rows of one pass: a pass reads every expert's weights.
 const PASS_BYTES: usize = 256 << 20;
 
-/// Bytes of the output that a task of the second job adds to: they stay in its cache.
+/// Bytes of the sums of a task of the second job: they stay in its cache.
 const COLUMN_BYTES: usize = 1 << 20;
 
 thread_local! {
     static PLAN: Cell<ExpertPlan> = const { Cell::new(ExpertPlan::new()) };
     static MIDDLE: Cell<Scratch> = const { Cell::new(Scratch::new()) };
     static GATHERED: Cell<Scratch> = const { Cell::new(Scratch::new()) };
+    static TOTALS: Cell<Scratch> = const { Cell::new(Scratch::new()) };
 }
 
 /// `sum over the chosen experts of weight * down(silu(gate x) * (up x))`: `x` and `out` `[n, hidden]`, `ids` and
@@ -254,7 +255,10 @@ fn down<K: Kind>(
     let out = Shared::new(out);
     pool::run(panels.div_ceil(together), &|task| {
         let panels = task * together..panels.min((task + 1) * together);
-        K::dispatch(form, Down::<K> { experts, middle, weights, plan, panels, n, out });
+        let mut scratch = TOTALS.take();
+        let totals = scratch.take(n * panels.len() * PANEL);
+        K::dispatch(form, Down::<K> { experts, middle, weights, plan, panels, totals, out });
+        TOTALS.set(scratch);
     });
 }
 
@@ -267,8 +271,8 @@ struct Down<'a, K: Kind> {
     weights: &'a [f32],
     plan: &'a ExpertPlan,
     panels: Range<usize>,
-    /// Rows of the output.
-    n: usize,
+    /// `[n, 64 * panels]`: side by side, as the output's rows are so far apart that they would share few sets of a cache.
+    totals: &'a mut [f32],
     /// `[n, hidden]`
     out: Shared<f32>,
 }
@@ -280,11 +284,8 @@ impl<K: Kind> Body for Down<'_, K> {
     unsafe fn run<L: Lanes>(self) {
         let Down { experts, plan, .. } = self;
         let (hidden, depth) = (experts.hidden(), experts.down.shape().depth());
-        let columns = self.panels.start * PANEL..hidden.min(self.panels.end * PANEL);
-        for row in 0..self.n {
-            // SAFETY: this task alone writes these columns, inside the output.
-            unsafe { self.out.slice(row * hidden + columns.start, columns.len()) }.fill(0.0);
-        }
+        let stride = self.panels.len() * PANEL;
+        self.totals.fill(0.0);
         // SAFETY: the form's instructions are available here.
         let session = unsafe { K::begin() };
         let mut sums = Sums::new();
@@ -304,8 +305,7 @@ impl<K: Kind> Body for Down<'_, K> {
             assert!(stretch.len() == self.panels.len() * K::panel_len(depth), "a panel has the whole depth");
             let next = plan.groups.get(index + 1).map(|group| weights(group, &self.panels)).or(beside);
             walk.begin::<K>(stretch, next, pairs.len());
-            for (panel, weights) in self.panels.clone().zip(stretch.chunks_exact(K::panel_len(depth))) {
-                let width = (hidden - panel * PANEL).min(PANEL);
+            for (panel, weights) in stretch.chunks_exact(K::panel_len(depth)).enumerate() {
                 let mut done = 0;
                 while done < pairs.len() {
                     let count = (pairs.len() - done).min(K::ROWS);
@@ -316,14 +316,19 @@ impl<K: Kind> Body for Down<'_, K> {
                     }
                     for i in 0..count {
                         let pair = pairs[done + i] as usize;
-                        // SAFETY: as for the columns above.
-                        let to = unsafe { self.out.slice(pair / plan.top_k * hidden + panel * PANEL, width) };
+                        let to = &mut self.totals[pair / plan.top_k * stride + panel * PANEL..][..PANEL];
                         // SAFETY: the form's instructions are available here.
                         unsafe { add_weighted::<L>(to, self.weights[pair], &sums.0[i]) };
                     }
                     done += count;
                 }
             }
+        }
+        let first = self.panels.start * PANEL;
+        let width = stride.min(hidden - first);
+        for (row, totals) in self.totals.chunks_exact(stride).enumerate() {
+            // SAFETY: this task alone writes these columns, inside the output.
+            unsafe { self.out.slice(row * hidden + first, width) }.copy_from_slice(&totals[..width]);
         }
     }
 }
@@ -334,14 +339,9 @@ impl<K: Kind> Body for Down<'_, K> {
 /// As the methods of [`Lanes`].
 #[inline(always)]
 unsafe fn add_weighted<L: Lanes>(to: &mut [f32], weight: f32, from: &[f32; PANEL]) {
-    let mut lane = 0;
-    while lane < to.len() {
-        let count = (to.len() - lane).min(LANES);
-        // SAFETY: `lane + count` stays inside both.
-        unsafe {
-            let (from, to) = (L::load(from.as_ptr().add(lane)), to.as_mut_ptr().add(lane));
-            from.mul_add(L::splat(weight), L::load_part(to, count)).store_part(to, count);
-        }
-        lane += LANES;
+    for lane in (0..PANEL).step_by(LANES) {
+        let to = to[lane..lane + LANES].as_mut_ptr();
+        // SAFETY: sixteen elements are there.
+        unsafe { L::load(from.as_ptr().add(lane)).mul_add(L::splat(weight), L::load(to)).store(to) };
     }
 }
