@@ -117,6 +117,15 @@ class Usage:
         return dict(seconds=round(seconds, 2), cpu_seconds=round(own, 3), others_share=round((busy - own) / capacity, 4), steal_share=round(steal / capacity, 4))
 
 
+class Failed(RuntimeError):
+    """A command that did not end well; `reason` is the line that says why."""
+
+    def __init__(self, command, code, stderr):
+        super().__init__(f"{command} ended with {code}: {stderr[-2000:]}")
+        lines = [line for line in stderr.splitlines() if line.strip()] or [f"ended with {code}"]
+        self.reason = next((line for line in lines if line.lower().startswith("error")), lines[-1])
+
+
 def watch(command, env=None, every=0.02, beside=()):
     """Runs a command to its end. Returns its output, peak anonymous memory and the others' share of the machine."""
     usage = Usage(*beside)
@@ -132,5 +141,5 @@ def watch(command, env=None, every=0.02, beside=()):
         out.seek(0), err.seek(0)
         stdout, stderr = out.read(), err.read()
     if process.returncode != 0:
-        raise RuntimeError(f"{command} ended with {process.returncode}: {stderr[-2000:]}")
+        raise Failed(command, process.returncode, stderr)
     return dict(stdout=stdout, stderr=stderr, peak_anonymous=peak, **used)

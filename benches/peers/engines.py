@@ -1,0 +1,84 @@
+"""How each engine is called. One process for one measure; it prints one JSON object."""
+import json
+import os
+import re
+import sys
+from pathlib import Path
+
+import machine
+
+HERE = Path(__file__).parent
+NAMES = dict(moetrail="moetrail", llama_cpp="llama.cpp", vllm="vLLM", transformers="transformers")
+QUIET = 0.02   # of the machine, used by others at most: above, a run is void
+RETRIES = 3    # of a void run
+SHORTEST = 127 # positions that moetrail's check of itself needs
+SERVED = 640   # positions that the mixed requests need
+
+
+def flags(settings):
+    """{"n_ubatch": 512, "compile": True, "batch": [1, 8]} as the words of a command line."""
+    for name, value in settings.items():
+        if value is not False:
+            yield "--" + name.replace("_", "-")
+            if value is not True:
+                yield ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+class Engines:
+    def __init__(self, binary, pythons, checkpoints, threads, lull):
+        self.binary, self.pythons, self.folder, self.threads, self.lull = binary, pythons, checkpoints, threads, lull
+
+    def checkpoint(self, size):
+        return self.folder / f"qwen3_moe-{size}"
+
+    def gguf(self, size, file):
+        return self.folder / f"qwen3_moe-{size}-{file}.gguf"
+
+    def moetrail(self, command, size, format):
+        """The words before the flags of `bench` and `serve`."""
+        model = [self.gguf(size, "q8_0"), "--tokenizer", self.checkpoint(size)] if format == "q8_0" else [self.checkpoint(size)]
+        quantized = ["--quantization", "int8"] if format == "int8" else []
+        return [self.binary, command, *model, *quantized, "--dtype", "bfloat16", "--threads", self.threads]
+
+    def command(self, engine, size, format, settings, asked):
+        """Words and environment of one process."""
+        env = {"NO_COLOR": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": str(settings.get("threads", self.threads))}
+        if engine == "moetrail":
+            # `bench` always measures both; what is not asked for is made short.
+            asked = dict(dict(gen_len=2), **{**asked, "prompt_len": asked.get("prompt_len") or [16], "batch": asked.get("batch") or [1]})
+            longest = max(*asked["prompt_len"], asked.get("context", 32) + asked["gen_len"], asked.get("score", 0), SERVED if "mixed" in asked else SHORTEST) + 1
+            return [*self.moetrail("bench", size, format), "--max-model-len", longest, *flags({**settings, **asked})], env
+        model = self.gguf(size, "bf16" if format == "bf16" else "q8_0") if engine == "llama_cpp" else self.checkpoint(size)
+        if engine == "vllm":
+            processors = sorted(os.sched_getaffinity(0))[:self.threads]
+            # The second runner of vLLM, and its Triton, want a device; the first one does not.
+            env |= {"TRITON_BACKENDS_IN_TREE": "1", "VLLM_USE_V2_MODEL_RUNNER": "0", "VLLM_CPU_KVCACHE_SPACE": "2",
+                    "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, processors)), "LD_PRELOAD": str(self.pythons[engine].parent.parent / "lib/libiomp5.so")}
+        return [self.pythons[engine], HERE / f"{engine}_worker.py", model, *flags({**settings, **asked})], env
+
+    def run(self, engine, size, format, settings, beside=(), **asked):
+        """One process, again if others used the machine: the quietest of the tries, marked void if that is not quiet either."""
+        command, env = self.command(engine, size, format, settings, asked)
+        return again(lambda: self.once(command, env, beside), self.lull, engine=engine, settings=settings)
+
+    def once(self, command, env, beside):
+        try:
+            run = machine.watch(command, env=env, beside=beside)
+        except machine.Failed as failed:
+            reason = re.sub(r"/\S*/", "", failed.reason)[:200]  # without the paths of this machine
+            print(f"  not measured: {reason}", file=sys.stderr, flush=True)
+            return dict(error=reason)
+        run["report"] = json.loads(run.pop("stdout").splitlines()[-1])
+        run["report"].pop("model", None)
+        run.pop("stderr")
+        return run
+
+
+def again(once, lull, **more):
+    """Runs until others leave it alone, at most 1 + RETRIES times."""
+    tries = []
+    while len(tries) <= RETRIES and not any("error" in run or run["others_share"] <= QUIET for run in tries):
+        machine.wait_for_lull(lull)
+        tries.append(once())
+    best = min(tries, key=lambda run: run.get("others_share", -1))
+    return dict(best, **more, tries=len(tries), void=best.get("others_share", 0) > QUIET)
