@@ -76,8 +76,8 @@ def moetrail(a, prompt_len, gen_len, reps, rows=True):
 
 
 def transformers(a):
-    command = [a.python, ROOT / "benches/peers/transformers_worker.py", a.checkpoint, "--threads", ",".join(map(str, sorted({1, a.threads}))), "--prompt-len", a.prompt_len,
-               "--batch", a.batch, "--gen-len", a.gen_len, "--reps", a.reps]
+    threads = ",".join(map(str, sorted({1, a.threads})))
+    command = [a.python, ROOT / "benches/peers/transformers_worker.py", a.checkpoint, "--threads", threads, "--prompt-len", a.prompt_len, "--batch", a.batch, "--gen-len", a.gen_len, "--reps", a.reps]
     run = watched(a, command)
     run.pop("stderr")
     return dict(run, engine="transformers")
@@ -91,7 +91,8 @@ def main():
     say("limits of the machine")
     machine.wait_for_lull(a.lull)
     result = dict(date=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), quick=a.quick, threads=a.threads, machine=machine.describe(),
-                  versions=machine.versions(a.binary), checkpoint=Weights(a.checkpoint).summary(), limits=[machine.limits(a.threads)], rounds=[], pairs=[])
+                  versions=machine.versions(a.binary), checkpoint=Weights(a.checkpoint).summary(), limits=[machine.limits(a.threads)], rounds=[],
+                  pairs=[])
     for index in range(a.rounds):
         say(f"round {index + 1} of {a.rounds}")
         runs = [lambda: moetrail(a, a.prompt_len, a.gen_len, a.reps), lambda: transformers(a)]

@@ -57,8 +57,8 @@ def limits_binary():
 def limits(threads, mib=512, rounds=10):
     """GB/s and GFLOP/s for one thread and for `threads`."""
     with limits_binary() as binary:
-        runs = [subprocess.run([binary, str(count), str(mib), str(rounds)], check=True, capture_output=True, text=True) for count in sorted({1, threads})]
-    return [json.loads(run.stdout) for run in runs]
+        run = lambda count: subprocess.run([binary, str(count), str(mib), str(rounds)], check=True, capture_output=True, text=True).stdout
+        return [json.loads(run(count)) for count in sorted({1, threads})]
 
 
 def busy_seconds():
@@ -114,7 +114,8 @@ class Usage:
         seconds = time.monotonic() - self.began
         busy, steal, own = (after - before for before, after in zip(self.at_first, self.now()))
         capacity = seconds * os.cpu_count()
-        return dict(seconds=round(seconds, 2), cpu_seconds=round(own, 3), others_share=round((busy - own) / capacity, 4), steal_share=round(steal / capacity, 4))
+        return dict(seconds=round(seconds, 2), cpu_seconds=round(own, 3), others_share=round((busy - own) / capacity, 4),
+                    steal_share=round(steal / capacity, 4))
 
 
 class Failed(RuntimeError):

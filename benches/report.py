@@ -140,7 +140,7 @@ def notes(result):
             f"- Prefill: {prompt['gflop_per_token']:.3f} GFLOP a token, attention included.",
             f"- moetrail: commit {made['commit']}{' with uncommitted changes' if made['uncommitted_changes'] else ''}, "
             f"{first['moetrail']['report']['kernels']} kernels, capture on and every row drained.",
-            f"- transformers {first['transformers']['report']['transformers']}, torch {first['transformers']['report']['torch']}, "
+            f"- transformers {first['transformers']['report']['version']}, torch {first['transformers']['report']['torch']}, "
             f"form of experts and threads as fastest in a trial ({chosen}); moetrail always {threads}.",
             f"- {len(result['rounds'])} rounds, engines in turn; a ratio is taken within a round. Others used {low:.0%} to {high:.0%} of the machine "
             f"during a run (median {middle:.0%}); {busy}.",

@@ -6,13 +6,14 @@ import sys
 from pathlib import Path
 
 import machine
+from prompts import DECODE_PROMPT
 
 HERE = Path(__file__).parent
 NAMES = dict(moetrail="moetrail", llama_cpp="llama.cpp", vllm="vLLM", transformers="transformers")
-QUIET = 0.02   # of the machine, used by others at most: above, a run is void
-RETRIES = 3    # of a void run
-SHORTEST = 127 # positions that moetrail's check of itself needs
-SERVED = 640   # positions that the mixed requests need
+QUIET = 0.02    # of the machine, used by others at most: above, a run is void
+RETRIES = 3     # of a void run
+SHORTEST = 127  # positions that moetrail's check of itself needs
+SERVED = 640    # positions that the mixed requests need
 
 
 def flags(settings):
@@ -45,15 +46,17 @@ class Engines:
         env = {"NO_COLOR": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": str(settings.get("threads", self.threads))}
         if engine == "moetrail":
             # `bench` always measures both; what is not asked for is made short.
-            asked = dict(dict(gen_len=2), **{**asked, "prompt_len": asked.get("prompt_len") or [16], "batch": asked.get("batch") or [1]})
-            longest = max(*asked["prompt_len"], asked.get("context", 32) + asked["gen_len"], asked.get("score", 0), SERVED if "mixed" in asked else SHORTEST) + 1
+            asked = {"gen_len": 2, **asked, "prompt_len": asked.get("prompt_len") or [16], "batch": asked.get("batch") or [1]}
+            steps = asked.get("context", DECODE_PROMPT) + asked["gen_len"]
+            longest = max(*asked["prompt_len"], steps, asked.get("score", 0), SERVED if "mixed" in asked else SHORTEST) + 1
             return [*self.moetrail("bench", size, format), "--max-model-len", longest, *flags({**settings, **asked})], env
         model = self.gguf(size, "bf16" if format == "bf16" else "q8_0") if engine == "llama_cpp" else self.checkpoint(size)
         if engine == "vllm":
             processors = sorted(os.sched_getaffinity(0))[:self.threads]
             # The second runner of vLLM, and its Triton, want a device; the first one does not.
             env |= {"TRITON_BACKENDS_IN_TREE": "1", "VLLM_USE_V2_MODEL_RUNNER": "0", "VLLM_CPU_KVCACHE_SPACE": "2",
-                    "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, processors)), "LD_PRELOAD": str(self.pythons[engine].parent.parent / "lib/libiomp5.so")}
+                    "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, processors)),
+                    "LD_PRELOAD": str(self.pythons[engine].parent.parent / "lib/libiomp5.so")}
         return [self.pythons[engine], HERE / f"{engine}_worker.py", model, *flags({**settings, **asked})], env
 
     def run(self, engine, size, format, settings, beside=(), **asked):
@@ -64,11 +67,11 @@ class Engines:
     def once(self, command, env, beside):
         try:
             run = machine.watch(command, env=env, beside=beside)
-        except machine.Failed as failed:
-            reason = re.sub(r"/\S*/", "", failed.reason)[:200]  # without the paths of this machine
+            run["report"] = json.loads((run.pop("stdout").splitlines() or [""])[-1])
+        except (machine.Failed, ValueError) as failed:
+            reason = re.sub(r"/\S*/", "", getattr(failed, "reason", "printed no report"))[:200]  # without the paths of this machine
             print(f"  not measured: {reason}", file=sys.stderr, flush=True)
             return dict(error=reason)
-        run["report"] = json.loads(run.pop("stdout").splitlines()[-1])
         run["report"].pop("model", None)
         run.pop("stderr")
         return run

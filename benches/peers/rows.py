@@ -38,10 +38,11 @@ class Row:
         return self.context > DECODE_PROMPT
 
     def asked(self, reps, gen_len):
-        """How an engine is asked for it. A long prompt takes much longer than the steps after it: one repetition."""
+        """How an engine is asked for it. `small` is over in a moment: more repetitions; a long prompt takes very long: one."""
+        reps = 1 if self.long else reps * 4 if self.size == "small" else reps
         if self.measure == "prefill":
             return dict(prompt_len=[self.count], batch=[], reps=reps)
-        return dict(prompt_len=[], batch=[self.count], context=self.context, gen_len=gen_len, reps=1 if self.long else reps)
+        return dict(prompt_len=[], batch=[self.count], context=self.context, gen_len=gen_len, reps=reps)
 
     def result(self, report):
         """What an engine found, among the results that it printed."""
@@ -75,7 +76,7 @@ ROWS = [
 
 def quick(rows):
     """The same on `small`, whose sequences are shorter."""
-    return list(dict.fromkeys(replace(row, size="small", context=min(row.context, 1024), bar=None) for row in rows))
+    return list({row.name: row for row in (replace(row, size="small", context=min(row.context, 1024), bar=None) for row in rows)}.values())
 
 
 def find(rows, measure, count):

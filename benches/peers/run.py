@@ -33,6 +33,7 @@ from serving import servings  # noqa: E402
 from summary import summary  # noqa: E402
 from weights import Weights  # noqa: E402
 
+CAPTURED = dict(prompt_len=[128], batch=[1, 8], gen_len=17, reps=1)
 PARTS = ("rows", "neighbour", "capture", "serving")
 
 
@@ -81,9 +82,14 @@ def main():
                 checkpoints.make_gguf(made, kind, pythons["llama_cpp"])
             weights[size] = Weights(made)
         result = dict(date=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), quick=a.quick, threads=a.threads, round_count=a.rounds,
-                      machine=machine.describe(), versions=machine.versions(engines.binary), checkpoints=[each.summary() for each in weights.values()],
-                      limits=[], search={}, scores={}, rounds=[], neighbour=[], capture=[], serving=[])
-        limits = lambda: (say("limits of the machine"), machine.wait_for_lull(a.lull), result["limits"].append(machine.limits(a.threads)))
+                      machine=machine.describe(), versions=machine.versions(engines.binary),
+                      checkpoints=[each.summary() for each in weights.values()], limits=[], search={}, scores={}, rounds=[], neighbour=[], capture=[], serving=[])
+
+        def limits():
+            say("limits of the machine")
+            machine.wait_for_lull(a.lull)
+            result["limits"].append(machine.limits(a.threads))
+
         chosen = lambda engine, row: {} if engine == "moetrail" else settings(result["search"], engine, row, a.threads)
         size = quiet_rows[0].size
         parts = dict(
@@ -91,8 +97,8 @@ def main():
             scores=lambda: scores(engines, rows, chosen, 512, say),
             rounds=lambda: rounds(engines, rows, a.rounds, chosen, a.reps, a.gen_len, say),
             neighbour=lambda: neighbours(engines, quiet_rows, a.rounds, chosen, 1, a.gen_len, say),
-            capture=lambda: capture.pairs(lambda on: engines.run("moetrail", size, "bf16", {}, prompt_len=[128], batch=[1, 8], gen_len=17, reps=1, no_capture=not on), a.pairs, say),
-            serving=lambda: servings(engines, size, a.requests, a.rounds, a.reps, say))
+            capture=lambda: capture.pairs(lambda on: engines.run("moetrail", size, "bf16", {}, no_capture=not on, **CAPTURED), a.pairs, say),
+            serving=lambda: servings(engines, size, a.requests, a.rounds, 1, say))
         limits()
         for name, part in parts.items():
             if name in a.only or name in ("search", "scores", "rounds") and rows:

@@ -1,7 +1,7 @@
 """The fastest settings of each peer, by trials, for every measure on its own: as a user would choose them."""
 from itertools import product
 
-REPS, GEN_LEN = 1, 17
+REPS, GEN_LEN = 2, 17
 
 
 def default(peer, threads):
@@ -15,7 +15,8 @@ def grid(peer, file, threads, compile, quick):
     if peer == "transformers":
         return [dict(threads=sorted({1, threads}))]  # this worker tries all by itself
     if peer == "vllm":
-        return [dict(batched_tokens=tokens, compile=compiled) for compiled, tokens in product([False, True][:1 + compile], [512, 2048, 8192][quick:2 + (not quick)])]
+        return [dict(batched_tokens=tokens, compile=compiled)
+                for compiled, tokens in product([False, True] if compile else [False], [2048] if quick else [512, 2048, 8192])]
     # Repacked weights crash with q8_0 in this version of llama.cpp.
     buffers = [False, True] if file == "bf16" else [False]
     found = [dict(threads=threads, flash_attn=flash, n_ubatch=ubatch, extra_bufts=extra)

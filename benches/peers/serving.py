@@ -45,7 +45,8 @@ async def burst(address, bodies):
     answers = await asyncio.gather(*tasks)
     seconds = time.perf_counter() - began
     gaps = [b - a for times, _ in answers for a, b in zip(times, times[1:])]
-    return dict(tokens_per_second=sum(tokens for _, tokens in answers) / seconds, tokens=sum(tokens for _, tokens in answers), events=sum(len(times) for times, _ in answers),
+    tokens = sum(tokens for _, tokens in answers)
+    return dict(tokens_per_second=tokens / seconds, tokens=tokens, events=sum(len(times) for times, _ in answers),
                 ttft_ms=percentiles([times[0] for times, _ in answers]), itl_ms=percentiles(gaps))
 
 
@@ -56,10 +57,15 @@ def percentiles(seconds):
 
 def serve(engines, size, bodies, reps):
     """`reps` bursts against a fresh server, after one that is not counted."""
-    words = [*engines.moetrail("serve", size, "bf16"), "--port", 0, "--max-model-len", SERVED + 1, "--max-num-seqs", len(bodies), "--no-enable-prefix-caching"]
-    server = subprocess.Popen(list(map(str, words)), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env={**os.environ, "RUST_LOG": "error"})
+    words = [*engines.moetrail("serve", size, "bf16"), "--port", 0, "--max-model-len", SERVED + 1, "--max-num-seqs", len(bodies),
+             "--no-enable-prefix-caching"]
+    env = {**os.environ, "RUST_LOG": "error"}
+    server = subprocess.Popen([str(word) for word in words], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=env)
     try:
-        url = urlparse(server.stdout.readline().split()[-1])
+        line = server.stdout.readline()
+        if not line:
+            return dict(error="the server did not start")
+        url = urlparse(line.split()[-1])
         asyncio.run(burst((url.hostname, url.port), bodies))
         usage, own = machine.Usage(server.pid), time.process_time()
         bursts = [asyncio.run(burst((url.hostname, url.port), bodies)) for _ in range(reps)]

@@ -8,54 +8,56 @@ CAPTURE, SERVING = 0.99, 0.95
 Q8_0 = 34 / 64            # bytes of a block of 32 weights, over those of bf16
 
 
-def bar(value, least, reasons=()):
-    """Whether a figure holds; nobody knows where a run was void or failed."""
-    return dict(value=value, bar=least, holds=None if least is None or value is None or reasons else value >= least, reasons=list(reasons))
+def bar(value, least, reasons):
+    """Whether a figure holds; nobody knows where there are reasons against the runs behind it."""
+    known = None not in (value, least) and not reasons
+    return dict(value=value, bar=least, holds=value >= least if known else None, reasons=reasons)
+
+
+def trouble(runs):
+    """Why runs do not count."""
+    void = sum(run.get("void", False) for run in runs)
+    return [f"failed: {error}" for error in dict.fromkeys(run["error"] for run in runs if "error" in run)] + ([f"void runs: {void}"] if void else [])
 
 
 def summary(result, rows, weights):
     """Everything that the tables show; `weights` by size of checkpoint."""
-    limits = best_limits(result)
-    limit = limits[str(result["threads"])]
-    return dict(limits=limits, scores=agreement(result["scores"]), rows=[row_line(result, row, weights[row.size], limit) for row in rows if any(each["row"] == row.name for each in result["rounds"])],
-                neighbour=neighbour_lines(result["neighbour"], rows), capture=capture_lines(result["capture"]), serving=serving_line(result["serving"]))
+    limits, scored = best_limits(result), agreement(result["scores"])
+    measured = {each["row"] for each in result["rounds"]}
+    return dict(limits=limits, scores=scored, neighbour=neighbour_lines(result["neighbour"], rows), capture=capture_lines(result["capture"]),
+                rows=[row_line(result, row, weights[row.size], limits[str(result["threads"])], scored) for row in rows if row.name in measured],
+                serving=serving_line(result["serving"]) if result["serving"] else None)
 
 
 def agreement(scores):
     """Each perplexity, and its difference from moetrail's in bf16."""
     lines = []
     for name, found in scores.items():
-        ours = scores.get(f"moetrail {name.split()[1]} bf16", {}).get("perplexity")
-        theirs = found.get("perplexity")
-        lines.append(dict(name=name, perplexity=theirs, difference=theirs / ours - 1 if ours and theirs else None, error=found.get("error")))
+        ours, theirs = scores.get(f"moetrail {name.split()[1]} bf16", {}).get("perplexity"), found.get("perplexity")
+        lines.append(dict(found, name=name, difference=theirs / ours - 1 if ours and theirs else None))
     return lines
 
 
-def row_line(result, row, weights, limit):
+def row_line(result, row, weights, limit, scored):
     rounds = [each["runs"] for each in result["rounds"] if each["row"] == row.name]
-    failed = {engine: run["error"] for runs in rounds for engine, run in runs.items() if "error" in run}
-    complete = [runs for runs in rounds if "moetrail" in runs and "moetrail" not in failed]
-    line = dict(row=row.name, failed=failed, others_share=max((run["others_share"] for runs in rounds for run in runs.values() if "error" not in run), default=None))
-    rates = {engine: [row.rate(runs[engine]["report"]) for runs in complete] for engine in ("moetrail", *row.peers) if engine not in failed and complete}
-    line["rates"] = {engine: median(each) for engine, each in rates.items()}
-    line["used"] = {engine: used(row, weights, limit, rate, distinct(row, weights, complete)) for engine, rate in line["rates"].items()}
-    line["ratios"] = {peer: [a / b for a, b in zip(rates["moetrail"], rates[peer])] for peer in row.peers if peer in rates}
-    line["settings"] = {engine: run["settings"] for runs in complete for engine, run in runs.items() if run.get("settings")}
-    against = {peer: median(ratios) for peer, ratios in line["ratios"].items() if peer in row.against}
-    line["best"] = min(against, key=against.get, default=None)
-    void = sum(run["void"] for runs in complete for run in runs.values())
-    reasons = [f"{void} void runs"] if void else []
-    reasons += [f"{peer} failed" for peer in row.against if peer in failed] + unscored(result["scores"], row, line["rates"])
-    line.update(bar(against.get(line["best"]), row.bar, reasons))
-    return line
+    runs = [(engine, run) for each in rounds for engine, run in each.items()]
+    failed = {engine: run["error"] for engine, run in runs if "error" in run}
+    engines = [engine for engine in ("moetrail", *row.peers) if engine not in failed and "moetrail" not in failed]
+    rates = {engine: [row.rate(each[engine]["report"]) for each in rounds] for engine in engines}
+    ratios = {peer: [a / b for a, b in zip(rates["moetrail"], rates[peer])] for peer in engines[1:]}
+    best = min((peer for peer in ratios if peer in row.against), key=lambda peer: median(ratios[peer]), default=None)
+    line = dict(row=row.name, failed=failed, rates={engine: median(each) for engine, each in rates.items()}, ratios=ratios, best=best,
+                settings={engine: run["settings"] for engine, run in runs if engine in rates},
+                others_share=max((run["others_share"] for engine, run in runs if engine in rates), default=None))
+    line["used"] = {engine: used(row, weights, limit, rate, distinct(row, weights, rounds)) for engine, rate in line["rates"].items()}
+    reasons = trouble([run for engine, run in runs if engine == "moetrail" or engine in row.against]) + unscored(scored, row, engines)
+    return dict(line, **bar(median(ratios[best]) if best else None, row.bar, reasons))
 
 
-def unscored(scores, row, engines):
-    """Why a row in bf16 does not count: an engine that computes something else, or never told. In 8 bits the difference is reported only."""
-    if row.format != "bf16":
-        return []
-    differ = {line["name"]: line["difference"] for line in agreement(scores)}
-    found = {engine: differ.get(f"{engine} {row.size} bf16") for engine in engines}
+def unscored(scored, row, engines):
+    """Engines of a row in bf16 that compute something else than moetrail, or never told. In 8 bits a difference is only reported."""
+    differ = {line["name"]: line["difference"] for line in scored}
+    found = {engine: differ.get(f"{engine} {row.size} bf16") for engine in engines if row.format == "bf16"}
     return [f"{engine} not scored" for engine, value in found.items() if value is None] + \
            [f"perplexity of {engine} differs by {value:+.1%}" for engine, value in found.items() if value is not None and abs(value) > AGREE]
 
@@ -82,37 +84,34 @@ def neighbour_lines(pairs, rows):
     for name, engine in dict.fromkeys((pair["row"], pair["engine"]) for pair in pairs):
         row = next(row for row in rows if row.name == name)
         mine = [pair for pair in pairs if (pair["row"], pair["engine"]) == (name, engine)]
-        runs = [run for pair in mine for run in (pair["alone"], pair["beside"])]
-        if any("error" in run for run in runs):
-            continue
-        rates = {part: [row.rate(pair[part]["report"]) for pair in mine] for part in ("alone", "beside")}
+        reasons = trouble([run for pair in mine for run in (pair["alone"], pair["beside"])])
+        complete = [pair for pair in mine if "error" not in pair["alone"] | pair["beside"]]
+        rates = {part: [row.rate(pair[part]["report"]) for pair in complete] for part in ("alone", "beside")}
         ratios = [b / a for a, b in zip(rates["alone"], rates["beside"])]
-        void = sum(run["void"] for run in runs)
-        lines.append(dict(row=name, engine=engine, alone=median(rates["alone"]), beside=median(rates["beside"]), ratios=ratios,
-                          **bar(median(ratios), NEIGHBOUR[row.measure] if engine == "moetrail" else None, [f"{void} void runs"] if void else [])))
+        lines.append(dict(row=name, engine=engine, ratios=ratios, **{part: median(each) if each else None for part, each in rates.items()},
+                          **bar(median(ratios) if ratios else None, NEIGHBOUR[row.measure] if engine == "moetrail" else None, reasons)))
     return lines
 
 
 def capture_lines(pairs):
-    void = sum(run["void"] for pair in pairs for run in pair.values())
+    reasons = trouble([run for pair in pairs for run in pair.values()])
+    complete = [pair for pair in pairs if not any("error" in run for run in pair.values())]
     # Processor seconds are a cost, not a rate: they have no bar.
-    return [dict(line, **bar(line["low"], None if line["measure"] == "cpu" else CAPTURE, [f"{void} void runs"] if void else []))
-            for line in capture.summary(pairs)]
+    return [dict(line, **bar(line["low"], None if line["measure"] == "cpu" else CAPTURE, reasons)) for line in capture.summary(complete)]
 
 
 def serving_line(rounds):
-    served = [each["served"] for each in rounds]
-    if not served:
-        return None
-    of = lambda run: median(burst["tokens_per_second"] for burst in run["bursts"])
-    line = dict(served=median(map(of, served)), tokens=served[0]["bursts"][0]["tokens"], offline=None)
+    reasons = trouble([run for each in rounds for run in each.values()])
+    served = lambda run: median(burst["tokens_per_second"] for burst in run["bursts"])
+    offline = lambda run: median(next(found for found in run["report"]["results"] if found["measure"] == "mixed")["tokens_per_second"])
+    over_http = [each["served"] for each in rounds if "bursts" in each["served"]]
+    bursts = [burst for run in over_http for burst in run["bursts"]]
+    complete = [each for each in rounds if "error" not in each["served"] | each["offline"]]
+    ratios = [served(each["served"]) / offline(each["offline"]) for each in complete]
+    line = dict(served=median(burst["tokens_per_second"] for burst in bursts) if bursts else None,
+                offline=median(offline(each["offline"]) for each in complete) if complete else None, ratios=ratios,
+                tokens=sorted({burst["tokens"] for burst in bursts}),
+                client_share=max((run["client_cpu_seconds"] / run["seconds"] for run in over_http), default=None))
     for name in ("ttft_ms", "itl_ms"):
-        line[name] = {part: median(burst[name][part] for run in served for burst in run["bursts"]) for part in served[0]["bursts"][0][name]}
-    line["client_share"] = max(run["client_cpu_seconds"] / run["seconds"] for run in served)
-    if any("error" in each["offline"] for each in rounds):
-        return dict(line, **bar(None, SERVING, ["offline: " + rounds[0]["offline"]["error"]]))
-    mixed = lambda run: median(next(found for found in run["report"]["results"] if found["measure"] == "mixed")["tokens_per_second"])
-    ratios = [of(each["served"]) / mixed(each["offline"]) for each in rounds]
-    void = sum(run["void"] for each in rounds for run in each.values())
-    return dict(line, offline=median(mixed(each["offline"]) for each in rounds), ratios=ratios,
-                **bar(median(ratios), SERVING, [f"{void} void runs"] if void else []))
+        line[name] = {part: median(burst[name][part] for burst in bursts) for part in (bursts[0][name] if bursts else [])}
+    return dict(line, **bar(median(ratios) if ratios else None, SERVING, reasons))

@@ -5,83 +5,114 @@ from rows import PEERS
 from summary import AGREE
 
 
+def number(value, form):
+    return "" if value is None else format(value, form)
+
+
+def least(line):
+    return f"≥ {line['bar']}" if line["bar"] else "—"
+
+
 def verdict(line):
     """Whether a bar holds, in words."""
     if line["bar"] is None:
         return "; ".join(line["reasons"]) or "—"
-    if line["value"] is None or line["reasons"]:
+    if line["holds"] is None:
         return "**does not count**: " + ("; ".join(line["reasons"]) or "not measured")
     return "holds" if line["holds"] else "**does not hold**"
 
 
+def ratio(value, ratios, form=".2f"):
+    return f"**{value:{form}}** ({min(ratios):{form}}–{max(ratios):{form}})" if ratios else ""
+
+
 def row_cells(line):
     if not line["rates"]:
-        return [line["row"], "; ".join(f"{NAMES[engine]}: {reason}" for engine, reason in line["failed"].items()) or "not measured", *[""] * 8]
-    rate = lambda engine: f"{line['rates'][engine]:.1f}" if engine in line["rates"] else "failed" if engine in line["failed"] else ""
-    used, ratios = line["used"]["moetrail"], line["ratios"].get(line["best"])
+        return [line["row"], *[""] * 6, "; ".join(f"{NAMES[engine]}: {reason}" for engine, reason in line["failed"].items()), "", ""]
+    used, best = line["used"]["moetrail"], line["best"]
     amount = f"{used['gflop_s']:.0f} GFLOP/s" if "gflop_s" in used else f"{used['gb_s']:.1f} GB/s"
-    shares = ", ".join(f"{share:.0%}" + (f" of {peak_name(name)}" if "gflop_s" in used else "") for name, share in used["shares"].items())
-    ratio = f"**{line['value']:.2f}** ({min(ratios):.2f}–{max(ratios):.2f}) {NAMES[line['best']]}" if ratios else ""
-    return [line["row"], rate("moetrail"), *map(rate, PEERS), ratio, f"≥ {line['bar']}" if line["bar"] else "—", verdict(line), f"{amount}, {shares}",
+    shares = ", ".join(f"{share:.0%} of {peak_name(name)}" if "gflop_s" in used else f"{share:.0%}" for name, share in used["shares"].items())
+    return [line["row"], *("failed" if engine in line["failed"] else number(line["rates"].get(engine), ".1f") for engine in ("moetrail", *PEERS)),
+            f"{ratio(line['value'], line['ratios'][best])} {NAMES[best]}" if best else "", least(line), verdict(line), f"{amount}: {shares}",
             f"{line['others_share']:.1%}"]
+
+
+def rows_table(found):
+    head = ["row, tok/s", *(NAMES[engine] for engine in ("moetrail", *PEERS)), "ratio (rounds)", "bar", "verdict", "moetrail, of the limit", "others"]
+    return table(head, [row_cells(line) for line in found["rows"]]) if found["rows"] else []
+
+
+def neighbour_table(found):
+    return ["## Beside a neighbour that computes on one thread", "", *table(
+        ["row", "engine", "alone, tok/s", "beside it, tok/s", "ratio (pairs)", "bar", "verdict"],
+        [[line["row"], NAMES[line["engine"]], number(line["alone"], ".1f"), number(line["beside"], ".1f"), ratio(line["value"], line["ratios"]),
+          least(line), verdict(line)] for line in found["neighbour"]])] if found["neighbour"] else []
+
+
+def capture_table(found):
+    return ["## Capture on and off", "", *table(
+        ["on / off", "median", "95 % interval", "pairs", "bar of its lower end", "verdict"],
+        [[label(line), f"{line['median']:.4f}", f"{line['low']:.4f}–{line['high']:.4f}", str(line["pairs"]), least(line), verdict(line)]
+         for line in found["capture"]])] if found["capture"] else []
+
+
+def serving_table(found):
+    if not (line := found["serving"]):
+        return []
+    spread = lambda name: ", ".join(f"{value:.1f} ({part})" for part, value in line[name].items())
+    return ["## Many requests at once over HTTP", "", *table(
+        ["served, tok/s", "offline, tok/s", "ratio (rounds)", "bar", "verdict", "first token, ms", "between tokens, ms"],
+        [[number(line["served"], ".1f"), number(line["offline"], ".1f"), ratio(line["value"], line["ratios"], ".3f"), least(line), verdict(line),
+          spread("ttft_ms"), spread("itl_ms")]]),
+        f"Tokens generated: {' or '.join(map(str, line['tokens']))}. The client used {number(line['client_share'], '.1%')} of a processor.", ""]
+
+
+def score_table(found):
+    return ["## Perplexity of one text", "", *table(
+        ["engine, checkpoint, format", "perplexity", "from moetrail in bf16"],
+        [[line["name"], number(line.get("perplexity"), ".1f") or line.get("error", "not told"), number(line["difference"], "+.2%")]
+         for line in found["scores"]])] if found["scores"] else []
 
 
 def words(settings):
     return " ".join(f"{name}={value}" for name, value in settings.items() if value is not False)
 
 
-def other_tables(found):
-    lines = []
-    if found["neighbour"]:
-        lines += ["## Beside a neighbour that computes on one thread", ""]
-        lines += table(["", "engine", "alone, tok/s", "beside it, tok/s", "ratio (pairs)", "bar", ""], [
-            [line["row"], NAMES[line["engine"]], f"{line['alone']:.1f}", f"{line['beside']:.1f}", f"**{line['value']:.2f}** ({min(line['ratios']):.2f}–{max(line['ratios']):.2f})",
-             f"≥ {line['bar']}" if line["bar"] else "—", verdict(line)] for line in found["neighbour"]])
-    if found["capture"]:
-        lines += ["## Capture on and off", ""]
-        lines += table(["on / off", "median", "95 % interval", "pairs", "bar of the lower end", ""], [
-            [label(line), f"{line['median']:.4f}", f"{line['low']:.4f}–{line['high']:.4f}", str(line["pairs"]), f"≥ {line['bar']}" if line["bar"] else "—", verdict(line)]
-            for line in found["capture"]])
-    if line := found["serving"]:
-        spread = lambda name: ", ".join(f"{value:.1f} ({part})" for part, value in line[name].items())
-        lines += ["## Many requests at once over HTTP", ""]
-        lines += table(["served, tok/s", "offline, tok/s", "ratio", "bar", "", "first token, ms", "between tokens, ms"], [
-            [f"{line['served']:.1f}", f"{line['offline']:.1f}" if line["offline"] else "", f"**{line['value']:.3f}**" if line["value"] else "", f"≥ {line['bar']}", verdict(line),
-             spread("ttft_ms"), spread("itl_ms")]])
-        lines += [f"{line['tokens']} tokens are generated; the client, on the same machine, used {line['client_share']:.1%} of a processor.", ""]
+def trial_rows(trial):
+    if "error" in trial:
+        return [[words(trial["settings"]), trial["error"]]]
+    own = [(key, each) for key, found in trial["results"].items() for each in found.get("chosen", {}).get("trials", [])]
+    if own:  # transformers tells seconds
+        return [[words(dict(threads=each["threads"], experts=each["experts"])), f"{key}: {each['seconds']:.3f} s"] for key, each in own]
+    rates = ", ".join(f"{key}: {max(found['tokens_per_second']):.1f}" for key, found in trial["results"].items())
+    return [[words(trial["settings"]), rates + (" (void)" if trial["void"] else "")]]
+
+
+def search_tables(result):
+    lines = ["## Settings of the peers", ""] if result["search"] else []
+    for name, search in result["search"].items():
+        chosen = "; ".join(f"{key}: {words(settings)}" for key, settings in search["chosen"].items())
+        trials = [row for trial in search["trials"] for row in trial_rows(trial)]
+        lines += [f"### {name}", "", f"Chosen: {chosen or 'nothing'}.", "", *table(["settings", "tok/s, or seconds of a trial"], trials)]
     return lines
-
-
-def trial_table(name, search):
-    """Every trial of one peer on one file."""
-    rows = []
-    for trial in search["trials"]:
-        if "error" in trial:
-            rows.append([words(trial["settings"]), trial["error"]])
-            continue
-        for key, found in trial["results"].items():
-            own = found.get("chosen", {}).get("trials")
-            rows += [[words({k: each[k] for k in ("threads", "experts")}), f"{key}: {each['seconds']:.3f} s"] for each in own or []]
-        if not own:
-            rows.append([words(trial["settings"]), ", ".join(f"{key}: {max(found['tokens_per_second']):.1f}" for key, found in trial["results"].items())])
-    chosen = "; ".join(f"{key}: {words(settings)}" for key, settings in search["chosen"].items())
-    return [f"### {name}", "", f"Chosen: {chosen}.", "", *table(["settings", "tok/s, or seconds of a trial"], rows)]
 
 
 def notes(result):
     found, machine, made = result["summary"], result["machine"], result["versions"]
     limit = found["limits"][str(result["threads"])]
     peaks = ", ".join(f"{value:.0f} GFLOP/s {peak_name(peak)}" for peak, value in limit.items() if peak.endswith("gflop_s"))
+    peers = "; ".join(f"{NAMES[peer]} {version}" for peer, version in result["peers"].items())
     return ["## Notes", "",
             f"- Machine: {machine['cpu']} (family {machine['family']}, model {machine['model']}), {machine['processors']} processors"
             f"{', virtual' if machine['hypervisor'] else ''}, {machine['memory_gib']} GiB, Linux {machine['kernel']}; {' '.join(machine['flags'])}.",
             f"- Its limits with {result['threads']} threads, the better of before and after: {limit['read_gb_s']:.1f} GB/s read, {peaks}.",
-            f"- moetrail: commit {made['commit']}{' with uncommitted changes' if made['uncommitted_changes'] else ''}, {result['kernels']} kernels, capture on and every row drained. "
-            + ", ".join(f"{NAMES[peer]} {version}" for peer, version in result["peers"].items()) + ".",
-            f"- A rate is the median of the rounds ({result['round_count']}), a ratio the median of those within a round, to the peer named. A run in which others used more than {QUIET:.0%} of "
-            f"the machine is void: it is done again up to {RETRIES} times, the quietest counts, and if that is void too the row does not count.",
+            f"- moetrail: commit {made['commit']}{' with uncommitted changes' if made['uncommitted_changes'] else ''}, binary "
+            f"{made['binary_sha256'][:12]}, {result['kernels']} kernels, capture on and every row drained. {peers or 'No peers'}.",
+            f"- A rate is the median of {result['round_count']} rounds, a ratio the median of those within a round, to the peer named.",
+            f"- A run in which others used more than {QUIET:.0%} of the machine is void: it is done again up to {RETRIES} times, the quietest counts, "
+            "and if that is void too the row does not count.",
             f"- A row in bf16 counts only if every engine's perplexity of one text is within {AGREE:.0%} of moetrail's.",
-            f"- GB/s: weights and KV that a step must read; formats of 8 bits as if they were q8_0. Others: the largest share in any counted run.",
+            "- GB/s: weights and KV that a step must read; formats of 8 bits as if they were q8_0. Others: their largest share in any run.",
             f"- {result['date']}, {result['seconds']} s in all.", ""]
 
 
@@ -90,16 +121,6 @@ def markdown(result):
     lines = [f"# moetrail and its peers, {result['threads']} threads", ""]
     if result["quick"]:
         lines += ["**A quick run: it tries the script and measures nothing.**", ""]
-    if any(line["rates"] or line["failed"] for line in found["rows"]):
-        lines += table(["", "moetrail, tok/s", *(f"{NAMES[peer]}, tok/s" for peer in PEERS), "ratio (rounds)", "bar", "", "moetrail, of the limit", "others"],
-                       [row_cells(line) for line in found["rows"]])
-    lines += other_tables(found)
-    if found["scores"]:
-        lines += ["## Perplexity of one text", ""]
-        lines += table(["", "perplexity", "from moetrail in bf16"], [
-            [line["name"], f"{line['perplexity']:.1f}" if line["perplexity"] else line["error"] or "not told", f"{line['difference']:+.2%}" if line["difference"] is not None else ""]
-            for line in found["scores"]])
-    lines += notes(result)
-    if result["search"]:
-        lines += ["## Settings of the peers", ""] + [line for name, search in result["search"].items() for line in trial_table(name, search)]
-    return "\n".join(lines)
+    for part in (rows_table, neighbour_table, capture_table, serving_table, score_table):
+        lines += part(found)
+    return "\n".join(lines + notes(result) + search_tables(result))

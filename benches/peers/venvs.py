@@ -1,4 +1,5 @@
 """The peers' interpreters: installed by name from the package index, in versions that were tried."""
+import os
 import re
 import subprocess
 import sys
@@ -31,9 +32,9 @@ def transformers(pip, venv):
 
 def llama_cpp(pip, venv):
     """Built here, for this processor."""
-    import os
     pip("install", "-q", "cmake", "ninja", "scikit-build-core", "gguf", "numpy")
-    pip("install", "-q", "--no-binary", "llama-cpp-python", LLAMA_CPP, env={**os.environ, "CMAKE_ARGS": "-DGGML_NATIVE=ON -DLLAMA_CURL=OFF", "PATH": f"{venv}/bin:{os.environ['PATH']}"})
+    env = {**os.environ, "CMAKE_ARGS": "-DGGML_NATIVE=ON -DLLAMA_CURL=OFF", "PATH": f"{venv}/bin:{os.environ['PATH']}"}
+    pip("install", "-q", "--no-binary", "llama-cpp-python", LLAMA_CPP, env=env)
 
 
 def vllm(pip, venv):

@@ -21,8 +21,8 @@ class Peer:
         from vllm import LLM
 
         began = time.perf_counter()
-        self.llm = LLM(a.checkpoint, dtype="bfloat16", max_model_len=longest, max_num_seqs=max(n_seq, 2), skip_tokenizer_init=True, enforce_eager=not a.compile,
-                       max_num_batched_tokens=a.batched_tokens, enable_prefix_caching=False, disable_log_stats=True)
+        self.llm = LLM(a.checkpoint, dtype="bfloat16", max_model_len=longest, max_num_seqs=max(n_seq, 2), skip_tokenizer_init=True,
+                       enforce_eager=not a.compile, max_num_batched_tokens=a.batched_tokens, enable_prefix_caching=False, disable_log_stats=True)
         self.load_seconds = time.perf_counter() - began
         self.vocab = json.load(open(os.path.join(a.checkpoint, "config.json")))["vocab_size"]
         self.requests = 0
