@@ -33,7 +33,6 @@ from serving import servings  # noqa: E402
 from summary import summary  # noqa: E402
 from weights import Weights  # noqa: E402
 
-CAPTURED = dict(prompt_len=[128], batch=[1, 8], gen_len=17, reps=1)
 PARTS = ("rows", "neighbour", "capture", "serving")
 
 
@@ -61,64 +60,75 @@ def arguments():
     return a
 
 
-def main():
-    a = arguments()
-    began = time.monotonic()
-    say = lambda text: print(f"[{time.monotonic() - began:5.0f} s] {text}", file=sys.stderr, flush=True)
-    known = quick(ROWS) if a.quick else ROWS
-    rows = [row for row in known if "rows" in a.only or row.name in a.only]
-    if unknown := set(a.only) - {*PARTS, *(row.name for row in known)}:
-        raise SystemExit(f"--only knows {', '.join([*PARTS, *(row.name for row in known)])}, not {', '.join(unknown)}")
-    pythons = venvs.pythons(a.venvs, a.venv, say)
-    with tempfile.TemporaryDirectory() as folder:
-        # One binary for the whole run, whatever is built meanwhile.
-        engines = Engines(Path(shutil.copy2(a.binary, folder)), pythons, a.checkpoints, a.threads, a.lull)
-        say("checkpoints")
-        quiet_rows = [find(known, "prefill", 512), find(known, "decode", 1)]
-        weights = {}
-        for size in dict.fromkeys(row.size for row in rows + quiet_rows):
-            made = checkpoints.make(engines.checkpoint(size), size, pythons["transformers"])
-            for kind in ("bf16", "q8_0"):
-                checkpoints.make_gguf(made, kind, pythons["llama_cpp"])
-            weights[size] = Weights(made)
-        result = dict(date=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), quick=a.quick, threads=a.threads, round_count=a.rounds,
-                      machine=machine.describe(), versions=machine.versions(engines.binary),
-                      checkpoints=[each.summary() for each in weights.values()], limits=[], search={}, scores={}, rounds=[], neighbour=[], capture=[], serving=[])
+def prepare(engines, sizes):
+    """Makes the checkpoints. Returns what their headers tell."""
+    weights = {}
+    for size in sizes:
+        made = checkpoints.make(engines.checkpoint(size), size, engines.pythons["transformers"])
+        for kind in ("bf16", "q8_0"):
+            checkpoints.make_gguf(made, kind, engines.pythons["llama_cpp"])
+        weights[size] = Weights(made)
+    return weights
 
-        def limits():
-            say("limits of the machine")
-            machine.wait_for_lull(a.lull)
-            result["limits"].append(machine.limits(a.threads))
 
-        chosen = lambda engine, row: {} if engine == "moetrail" else settings(result["search"], engine, row, a.threads)
-        size = quiet_rows[0].size
-        parts = dict(
-            search=lambda: search(engines, rows, a.search_compile, a.quick, say),
-            scores=lambda: scores(engines, rows, chosen, 512, say),
-            rounds=lambda: rounds(engines, rows, a.rounds, chosen, a.reps, a.gen_len, say),
-            neighbour=lambda: neighbours(engines, quiet_rows, a.rounds, chosen, 1, a.gen_len, say),
-            capture=lambda: capture.pairs(lambda on: engines.run("moetrail", size, "bf16", {}, no_capture=not on, **CAPTURED), a.pairs, say),
-            serving=lambda: servings(engines, size, a.requests, a.rounds, 1, say))
-        limits()
-        for name, part in parts.items():
-            if name in a.only or name in ("search", "scores", "rounds") and rows:
-                result[name] = part()
-                write(a.out, result)
-        limits()
-    result["seconds"] = round(time.monotonic() - began)
-    runs = [each["runs"] for each in result["rounds"]]
-    result["peers"] = {engine: run["report"]["version"] for each in runs for engine, run in each.items() if "version" in run.get("report", {})}
-    result["kernels"] = next((run["report"]["kernels"] for each in runs for run in each.values() if "kernels" in run.get("report", {})), "unknown")
-    result["summary"] = summary(result, known, weights)
-    write(a.out, result)
-    markdown = table.markdown(result)
-    a.out.with_suffix(".md").write_text(markdown)
-    print(markdown)
+def measure(a, engines, rows, known, result, say):
+    """Every part that is asked for, between two looks at the limits. What is there so far is written after each."""
+    prefill, decode = find(known, "prefill", 512), find(known, "decode", 1)
+    chosen = lambda engine, row: {} if engine == "moetrail" else settings(result["search"], engine, row, a.threads)
+    captured = lambda on: engines.run("moetrail", prefill.size, "bf16", {}, prompt_len=[128], batch=[1, 8], gen_len=17, reps=1, no_capture=not on)
+    parts = dict(
+        search=lambda: search(engines, rows, a.search_compile, a.quick, say),
+        scores=lambda: scores(engines, rows, chosen, 512, say),
+        rounds=lambda: rounds(engines, rows, a.rounds, chosen, a.reps, a.gen_len, say),
+        neighbour=lambda: neighbours(engines, [prefill, decode], a.rounds, chosen, 1, a.gen_len, say),
+        capture=lambda: capture.pairs(captured, a.pairs, say),
+        serving=lambda: servings(engines, prefill.size, a.requests, a.rounds, 1, say))
+    limits(a, result, say)
+    for name, part in parts.items():
+        if name in a.only or name in ("search", "scores", "rounds") and rows:
+            result[name] = part()
+            write(a.out, result)
+    limits(a, result, say)
+
+
+def limits(a, result, say):
+    say("limits of the machine")
+    machine.wait_for_lull(a.lull)
+    result["limits"].append(machine.limits(a.threads))
 
 
 def write(out, result):
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def main():
+    a = arguments()
+    began = time.monotonic()
+    say = lambda text: print(f"[{time.monotonic() - began:5.0f} s] {text}", file=sys.stderr, flush=True)
+    known = quick(ROWS) if a.quick else ROWS
+    names = [*PARTS, *(row.name for row in known)]
+    if unknown := set(a.only) - set(names):
+        raise SystemExit(f"--only knows {', '.join(names)}; not {', '.join(unknown)}")
+    rows = [row for row in known if "rows" in a.only or row.name in a.only]
+    pythons = venvs.pythons(a.venvs, a.venv, say)
+    with tempfile.TemporaryDirectory() as folder:
+        # One binary for the whole run, whatever is built meanwhile.
+        engines = Engines(Path(shutil.copy2(a.binary, folder)), pythons, a.checkpoints, a.threads, a.lull)
+        say("checkpoints")
+        weights = prepare(engines, dict.fromkeys([known[0].size, *(row.size for row in rows)]))
+        result = dict(date=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), quick=a.quick, threads=a.threads, round_count=a.rounds,
+                      machine=machine.describe(), versions=machine.versions(engines.binary),
+                      checkpoints=[each.summary() for each in weights.values()], limits=[], search={}, scores={}, rounds=[], neighbour=[], capture=[], serving=[])
+        measure(a, engines, rows, known, result, say)
+    reports = {engine: run["report"] for each in result["rounds"] for engine, run in each["runs"].items() if "report" in run}
+    result.update(seconds=round(time.monotonic() - began), kernels=reports.get("moetrail", {}).get("kernels", "unknown"),
+                  peers={engine: report["version"] for engine, report in reports.items() if "version" in report})
+    result["summary"] = summary(result, known, weights)
+    write(a.out, result)
+    markdown = table.markdown(result)
+    a.out.with_suffix(".md").write_text(markdown)
+    print(markdown)
 
 
 if __name__ == "__main__":

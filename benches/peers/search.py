@@ -34,7 +34,8 @@ class Search:
     def trial(self, settings, rows):
         self.say(f"trial: {self.peer}, {self.size} {self.file}, {settings}")
         asked = dict(prompt_len=[row.count for row in rows if row.measure == "prefill"], batch=[row.count for row in rows if row.measure == "decode"])
-        run = self.engines.run(self.peer, self.size, self.file, settings, **asked, context=rows[-1].context, gen_len=GEN_LEN, reps=REPS)
+        asked.update(context=rows[0].context, gen_len=GEN_LEN, reps=1 if rows[0].long else REPS)
+        run = self.engines.run(self.peer, self.size, self.file, settings, **asked)
         if "error" in run:
             return self.trials.append(dict(settings=settings, error=run["error"]))
         results = {row.key: row.result(run["report"]) for row in rows}
