@@ -11,7 +11,6 @@ from prompts import DECODE_PROMPT
 HERE = Path(__file__).parent
 NAMES = dict(moetrail="moetrail", llama_cpp="llama.cpp", vllm="vLLM", transformers="transformers")
 QUIET = 0.02    # of the machine, used by others at most: above, a run is void
-RETRIES = 3     # of a void run
 SHORTEST = 127  # positions that moetrail's check of itself needs
 SERVED = 640    # positions that the mixed requests need
 
@@ -26,8 +25,10 @@ def flags(settings):
 
 
 class Engines:
-    def __init__(self, binary, pythons, checkpoints, threads, lull):
-        self.binary, self.pythons, self.folder, self.threads, self.lull = binary, pythons, checkpoints, threads, lull
+    """`lull` seconds at most are waited for others before a run, which is done again up to `retries` times if they disturbed it."""
+
+    def __init__(self, binary, pythons, checkpoints, threads, lull, retries):
+        self.binary, self.pythons, self.folder, self.threads, self.lull, self.retries = binary, pythons, checkpoints, threads, lull, retries
 
     def checkpoint(self, size):
         return self.folder / f"qwen3_moe-{size}"
@@ -60,9 +61,18 @@ class Engines:
         return [self.pythons[engine], HERE / f"{engine}_worker.py", model, *flags({**settings, **asked})], env
 
     def run(self, engine, size, format, settings, beside=(), **asked):
-        """One process, again if others used the machine: the quietest of the tries, marked void if that is not quiet either."""
+        """One process that measures one thing."""
         command, env = self.command(engine, size, format, settings, asked)
-        return again(lambda: self.once(command, env, beside), self.lull, engine=engine, settings=settings)
+        return dict(self.again(lambda: self.once(command, env, beside)), engine=engine, settings=settings)
+
+    def again(self, once):
+        """The quietest of the tries, marked void if even that was not quiet."""
+        tries = []
+        while len(tries) <= self.retries and not any("error" in run or run["others_share"] <= QUIET for run in tries):
+            machine.wait_for_lull(self.lull)
+            tries.append(once())
+        best = min(tries, key=lambda run: run.get("others_share", -1))
+        return dict(best, tries=len(tries), void=best.get("others_share", 0) > QUIET)
 
     def once(self, command, env, beside):
         try:
@@ -75,13 +85,3 @@ class Engines:
         run["report"].pop("model", None)
         run.pop("stderr")
         return run
-
-
-def again(once, lull, **more):
-    """Runs until others leave it alone, at most 1 + RETRIES times."""
-    tries = []
-    while len(tries) <= RETRIES and not any("error" in run or run["others_share"] <= QUIET for run in tries):
-        machine.wait_for_lull(lull)
-        tries.append(once())
-    best = min(tries, key=lambda run: run.get("others_share", -1))
-    return dict(best, **more, tries=len(tries), void=best.get("others_share", 0) > QUIET)

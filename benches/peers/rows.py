@@ -76,7 +76,7 @@ ROWS = [
 
 def quick(rows):
     """The same on `small`, whose sequences are shorter."""
-    return list({row.name: row for row in (replace(row, size="small", context=min(row.context, 1024), bar=None) for row in rows)}.values())
+    return list({row.name: row for row in (replace(row, size="small", context=min(row.context, 1024)) for row in rows)}.values())
 
 
 def find(rows, measure, count):

@@ -50,13 +50,14 @@ def arguments():
     ap.add_argument("--pairs", type=int, default=20, help="pairs of runs with and without capture")
     ap.add_argument("--requests", type=int, default=64, help="requests at once over HTTP")
     ap.add_argument("--lull", type=float, default=10, help="seconds to wait at most, before each run, for others to be idle")
+    ap.add_argument("--retries", type=int, default=3, help="of a run during which others used the machine")
     ap.add_argument("--search-compile", action="store_true", help="try vLLM compiled too; each trial may take very long")
     ap.add_argument("--only", default=",".join(PARTS), help=f"parts ({', '.join(PARTS)}) or names of rows, joined by commas [all]")
     ap.add_argument("--quick", action="store_true")
     a = ap.parse_args()
     a.only, a.venv = a.only.split(","), dict(word.split("=", 1) for word in a.venv)
     if a.quick:
-        a.rounds, a.reps, a.gen_len, a.pairs, a.requests, a.lull = 1, 1, 9, 2, 8, 1
+        a.rounds, a.reps, a.gen_len, a.pairs, a.requests, a.lull, a.retries = 1, 1, 9, 2, 8, 1, 0
     return a
 
 
@@ -114,12 +115,13 @@ def main():
     pythons = venvs.pythons(a.venvs, a.venv, say)
     with tempfile.TemporaryDirectory() as folder:
         # One binary for the whole run, whatever is built meanwhile.
-        engines = Engines(Path(shutil.copy2(a.binary, folder)), pythons, a.checkpoints, a.threads, a.lull)
+        engines = Engines(Path(shutil.copy2(a.binary, folder)), pythons, a.checkpoints, a.threads, a.lull, a.retries)
         say("checkpoints")
         weights = prepare(engines, dict.fromkeys([known[0].size, *(row.size for row in rows)]))
-        result = dict(date=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), quick=a.quick, threads=a.threads, round_count=a.rounds,
+        result = dict(date=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), quick=a.quick, threads=a.threads, round_count=a.rounds, retries=a.retries,
                       machine=machine.describe(), versions=machine.versions(engines.binary),
-                      checkpoints=[each.summary() for each in weights.values()], limits=[], search={}, scores={}, rounds=[], neighbour=[], capture=[], serving=[])
+                      checkpoints=[each.summary() for each in weights.values()],
+                      limits=[], search={}, scores={}, rounds=[], neighbour=[], capture=[], serving=[])
         measure(a, engines, rows, known, result, say)
     reports = {engine: run["report"] for each in result["rounds"] for engine, run in each["runs"].items() if "report" in run}
     result.update(seconds=round(time.monotonic() - began), kernels=reports.get("moetrail", {}).get("kernels", "unknown"),

@@ -7,7 +7,7 @@ import time
 from urllib.parse import urlparse
 
 import machine
-from engines import SERVED, again
+from engines import SERVED
 from prompts import prompt
 
 
@@ -79,7 +79,7 @@ def servings(engines, size, requests, count, reps, say):
     """`count` rounds of the server and of the engine alone, alternately first."""
     vocab = json.loads((engines.checkpoint(size) / "config.json").read_text())["vocab_size"]
     bodies, found = [request(index, vocab) for index in range(requests)], []
-    runs = dict(served=lambda: again(lambda: serve(engines, size, bodies, reps), engines.lull),
+    runs = dict(served=lambda: engines.again(lambda: serve(engines, size, bodies, reps)),
                 offline=lambda: engines.run("moetrail", size, "bf16", {}, mixed=requests, reps=reps))
     for index in range(count):
         round_ = {}
