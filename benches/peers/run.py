@@ -118,8 +118,8 @@ def main():
         engines = Engines(Path(shutil.copy2(a.binary, folder)), pythons, a.checkpoints, a.threads, a.lull, a.retries)
         say("checkpoints")
         weights = prepare(engines, dict.fromkeys([known[0].size, *(row.size for row in rows)]))
-        result = dict(date=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), quick=a.quick, threads=a.threads, round_count=a.rounds, retries=a.retries,
-                      machine=machine.describe(), versions=machine.versions(engines.binary),
+        result = dict(date=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), quick=a.quick, threads=a.threads, round_count=a.rounds,
+                      retries=a.retries, machine=machine.describe(), versions=machine.versions(engines.binary),
                       checkpoints=[each.summary() for each in weights.values()],
                       limits=[], search={}, scores={}, rounds=[], neighbour=[], capture=[], serving=[])
         measure(a, engines, rows, known, result, say)

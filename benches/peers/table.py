@@ -109,8 +109,8 @@ def notes(result):
             f"- moetrail: commit {made['commit']}{' with uncommitted changes' if made['uncommitted_changes'] else ''}, binary "
             f"{made['binary_sha256'][:12]}, {result['kernels']} kernels, capture on and every row drained. {peers or 'No peers'}.",
             f"- A rate is the median of {result['round_count']} rounds, a ratio the median of those within a round, to the peer named.",
-            f"- A run in which others used more than {QUIET:.0%} of the machine is void: it is done again up to {result['retries']} times, the quietest "
-            "counts, and if that is void too the row does not count.",
+            f"- A run in which others used more than {QUIET:.0%} of the machine is void: it is done again up to {result['retries']} times, the "
+            "quietest counts, and if that is void too the row does not count.",
             f"- A row in bf16 counts only if every engine's perplexity of one text is within {AGREE:.0%} of moetrail's.",
             "- GB/s: weights and KV that a step must read; formats of 8 bits as if they were q8_0. Others: their largest share in any run.",
             f"- {result['date']}, {result['seconds']} s in all.", ""]
