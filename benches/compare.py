@@ -7,7 +7,6 @@ Writes raw results to NAME.json and a table to NAME.md. Needs a C compiler, targ
 making the checkpoint, where there is none yet) an interpreter with tests/golden/requirements.txt: --python.
 """
 import argparse
-import hashlib
 import json
 import os
 import re
@@ -16,6 +15,8 @@ import sys
 import time
 from pathlib import Path
 
+import capture
+import checkpoints
 import machine
 import report
 from weights import Weights
@@ -49,18 +50,6 @@ def arguments():
     return a
 
 
-def make_checkpoint(a):
-    if not (a.checkpoint / "config.json").exists():
-        a.checkpoint.mkdir(parents=True, exist_ok=True)
-        subprocess.run([a.python, ROOT / "tests/golden/make_moe.py", a.checkpoint, "--arch", "qwen3_moe", "--size", a.size, "--dtype", "bf16"],
-                       check=True)
-    # Both engines are to find the files in the page cache, also in their first run.
-    for file in a.checkpoint.glob("*.safetensors"):
-        with open(file, "rb", buffering=0) as stream:
-            while stream.read(1 << 24):
-                pass
-
-
 def logged(stderr, field):
     """The last value of a `field=number` on moetrail's log."""
     values = re.findall(rf"\b{field}=(\d+)", stderr)
@@ -76,54 +65,46 @@ def watched(a, command):
     return run
 
 
-def moetrail(a, prompt_len, gen_len, reps, capture=True):
+def moetrail(a, prompt_len, gen_len, reps, rows=True):
     # A short context keeps the KV pool small, so that the bound on memory means something.
     longest = max(prompt_len, 32 + gen_len) + 1
     command = [a.binary, "bench", a.checkpoint, "--dtype", "bfloat16", "--threads", a.threads, "--max-model-len", longest,
                "--prompt-len", prompt_len, "--batch", a.batch, "--gen-len", gen_len, "--reps", reps]
-    run = watched(a, command + ([] if capture else ["--no-capture"]))
+    run = watched(a, command + ([] if rows else ["--no-capture"]))
     stderr = run.pop("stderr")
     return dict(run, engine="moetrail", **{field: logged(stderr, field) for field in ("packed_mib", "kv_mib", "ring_kib")})
 
 
 def transformers(a):
-    command = [a.python, ROOT / "benches/hf.py", a.checkpoint, "--threads", ",".join(map(str, sorted({1, a.threads}))), "--prompt-len", a.prompt_len,
-               "--batch", a.batch, "--gen-len", a.gen_len, "--reps", a.reps]
+    threads = ",".join(map(str, sorted({1, a.threads})))
+    command = [a.python, ROOT / "benches/peers/transformers_worker.py", a.checkpoint, "--threads", threads, "--prompt-len", a.prompt_len, "--batch", a.batch, "--gen-len", a.gen_len, "--reps", a.reps]
     run = watched(a, command)
     run.pop("stderr")
     return dict(run, engine="transformers")
-
-
-def versions(a):
-    git = lambda *words: subprocess.run(["git", "-C", ROOT, *words], capture_output=True, text=True).stdout.strip()
-    return dict(commit=git("rev-parse", "--short=12", "HEAD"), uncommitted_changes=bool(git("status", "--porcelain", "--untracked-files=no")),
-                binary_sha256=hashlib.sha256(a.binary.read_bytes()).hexdigest(), cc=machine.compiler(), python=sys.version.split()[0])
 
 
 def main():
     a = arguments()
     began = time.monotonic()
     say = lambda text: print(f"[{time.monotonic() - began:5.0f} s] {text}", file=sys.stderr, flush=True)
-    make_checkpoint(a)
+    checkpoints.make(a.checkpoint, a.size, a.python)
     say("limits of the machine")
     machine.wait_for_lull(a.lull)
     result = dict(date=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), quick=a.quick, threads=a.threads, machine=machine.describe(),
-                  versions=versions(a), checkpoint=Weights(a.checkpoint).summary(), limits=[machine.limits(a.threads)], rounds=[], pairs=[])
+                  versions=machine.versions(a.binary), checkpoint=Weights(a.checkpoint).summary(), limits=[machine.limits(a.threads)], rounds=[],
+                  pairs=[])
     for index in range(a.rounds):
         say(f"round {index + 1} of {a.rounds}")
         runs = [lambda: moetrail(a, a.prompt_len, a.gen_len, a.reps), lambda: transformers(a)]
         # Whoever runs second may find a warmer or a slower machine: the order alternates.
         found = [run() for run in (runs if index % 2 == 0 else runs[::-1])]
         result["rounds"].append({run["engine"]: run for run in found})
-    for index in range(a.pairs):
-        say(f"capture on and off, pair {index + 1} of {a.pairs}")
-        order = [True, False] if index % 2 == 0 else [False, True]
-        result["pairs"].append({("on" if capture else "off"): moetrail(a, a.pair_prompt_len, a.pair_gen_len, reps=1, capture=capture) for capture in order})
+    result["pairs"] = capture.pairs(lambda on: moetrail(a, a.pair_prompt_len, a.pair_gen_len, reps=1, rows=on), a.pairs, say)
     # Once more at the end: the best of both is the limit, should the machine have been busy or slow at one of them.
     machine.wait_for_lull(a.lull)
     result["limits"].append(machine.limits(a.threads))
     result["seconds"] = round(time.monotonic() - began)
-    result["summary"] = report.summary(result, Weights(a.checkpoint))
+    result["summary"] = report.summary(result, Weights(a.checkpoint), capture.summary(result["pairs"]))
     a.out.parent.mkdir(parents=True, exist_ok=True)
     a.out.write_text(json.dumps(result, indent=1) + "\n")
     table = report.markdown(result)

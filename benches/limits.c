@@ -1,8 +1,9 @@
 // What this machine allows: read bandwidth and arithmetic peaks, as one JSON object.
 //
-//   cc -O3 -march=native -pthread limits.c -o limits && ./limits THREADS [MIB_PER_THREAD] [ROUNDS]
+//   cc -O3 -march=native -pthread limits.c -o limits && ./limits THREADS [MIB_PER_THREAD] [ROUNDS] [FIGURE]
 //
-// Every figure is the best of ROUNDS: a limit is what the machine can do, not what it does on average.
+// Every figure is the best of ROUNDS: a limit is what the machine can do, not what it does on average. A FIGURE
+// (as f32_gflop_s) is measured alone.
 #define _GNU_SOURCE
 #include <pthread.h>
 #include <stdint.h>
@@ -180,6 +181,7 @@ int main(int argc, char **argv) {
   printf("{\"threads\": %d", count);
   for (int k = 0; k < KINDS; k++) {
     kind = k;
+    if (argc > 4 && strcmp(argv[4], names[k])) continue;
     if (available(kind)) printf(", \"%s\": %.1f", names[k], best(threads, count, rounds));
   }
   printf("}\n");

@@ -1,4 +1,6 @@
 """The machine: what it is, what it allows, and who else was using it."""
+import contextlib
+import hashlib
 import json
 import os
 import platform
@@ -36,16 +38,27 @@ def compiler():
     return subprocess.run(["cc", "--version"], capture_output=True, text=True).stdout.splitlines()[0]
 
 
-def limits(threads, mib=512, rounds=10):
-    """Compiles and runs limits.c: GB/s and GFLOP/s for one thread and for `threads`."""
+def versions(binary):
+    """What was measured, and with what."""
+    git = lambda *words: subprocess.run(["git", "-C", HERE, *words], capture_output=True, text=True).stdout.strip()
+    return dict(commit=git("rev-parse", "--short=12", "HEAD"), uncommitted_changes=bool(git("status", "--porcelain", "--untracked-files=no")),
+                binary_sha256=hashlib.sha256(Path(binary).read_bytes()).hexdigest(), cc=compiler(), python=platform.python_version())
+
+
+@contextlib.contextmanager
+def limits_binary():
+    """limits.c, compiled for this machine."""
     with tempfile.TemporaryDirectory() as folder:
         binary = Path(folder, "limits")
         subprocess.run(["cc", "-O3", "-march=native", "-pthread", HERE / "limits.c", "-o", binary], check=True)
-        measured = []
-        for count in sorted({1, threads}):
-            run = subprocess.run([binary, str(count), str(mib), str(rounds)], check=True, capture_output=True, text=True)
-            measured.append(json.loads(run.stdout))
-    return measured
+        yield binary
+
+
+def limits(threads, mib=512, rounds=10):
+    """GB/s and GFLOP/s for one thread and for `threads`."""
+    with limits_binary() as binary:
+        run = lambda count: subprocess.run([binary, str(count), str(mib), str(rounds)], check=True, capture_output=True, text=True).stdout
+        return [json.loads(run(count)) for count in sorted({1, threads})]
 
 
 def busy_seconds():
@@ -81,9 +94,42 @@ def anonymous_bytes(pid):
     return 0
 
 
-def watch(command, env=None, every=0.02):
+def process_seconds(pid):
+    """Processor seconds of one process that runs."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / TICK
+
+
+class Usage:
+    """What is used of the machine from now on, by us and by others. `beside` are processes of ours that go on running."""
+
+    def __init__(self, *beside):
+        self.beside, self.began = beside, time.monotonic()
+        self.at_first = self.now()
+
+    def now(self):
+        return *busy_seconds(), own_seconds() + sum(map(process_seconds, self.beside))
+
+    def found(self):
+        seconds = time.monotonic() - self.began
+        busy, steal, own = (after - before for before, after in zip(self.at_first, self.now()))
+        capacity = seconds * os.cpu_count()
+        return dict(seconds=round(seconds, 2), cpu_seconds=round(own, 3), others_share=round((busy - own) / capacity, 4),
+                    steal_share=round(steal / capacity, 4))
+
+
+class Failed(RuntimeError):
+    """A command that did not end well; `reason` is the line that says why."""
+
+    def __init__(self, command, code, stderr):
+        super().__init__(f"{command} ended with {code}: {stderr[-2000:]}")
+        lines = [line for line in stderr.splitlines() if line.strip()] or [f"ended with {code}"]
+        self.reason = next((line for line in lines if line.lower().startswith("error")), lines[-1])
+
+
+def watch(command, env=None, every=0.02, beside=()):
     """Runs a command to its end. Returns its output, peak anonymous memory and the others' share of the machine."""
-    (busy, steal), own, began = busy_seconds(), own_seconds(), time.monotonic()
+    usage = Usage(*beside)
     # Files, not pipes: nobody has to read while the command runs.
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         process = subprocess.Popen([str(word) for word in command], stdout=out, stderr=err, env={**os.environ, **(env or {})})
@@ -92,12 +138,9 @@ def watch(command, env=None, every=0.02):
         threading.Thread(target=lambda: (process.wait(), ended.set()), daemon=True).start()
         while not ended.wait(every):
             peak = max(peak, anonymous_bytes(process.pid))
-        seconds = time.monotonic() - began
+        used = usage.found()
         out.seek(0), err.seek(0)
         stdout, stderr = out.read(), err.read()
     if process.returncode != 0:
-        raise RuntimeError(f"{command} ended with {process.returncode}: {stderr[-2000:]}")
-    (busy_after, steal_after), capacity, spent = busy_seconds(), seconds * os.cpu_count(), own_seconds() - own
-    others = (busy_after - busy - spent) / capacity
-    return dict(stdout=stdout, stderr=stderr, peak_anonymous=peak, seconds=round(seconds, 2), cpu_seconds=round(spent, 3),
-                others_share=round(others, 4), steal_share=round((steal_after - steal) / capacity, 4))
+        raise Failed(command, process.returncode, stderr)
+    return dict(stdout=stdout, stderr=stderr, peak_anonymous=peak, **used)

@@ -18,6 +18,11 @@ def interval(values, draws=10_000):
     return medians[int(draws * 0.025)], medians[int(draws * 0.975)]
 
 
+def of_peaks(gflop_s, limit):
+    """The share of each arithmetic peak that the machine has."""
+    return {name: gflop_s / limit[name] for name in ("f32_gflop_s", "bf16_dot_gflop_s", "bf16_tile_gflop_s") if name in limit}
+
+
 def best_limits(result):
     """The highest figure seen of each limit, by number of threads."""
     best = {}
@@ -43,10 +48,9 @@ def speed(result, weights, limit, measure, batch, tokens):
     line["chosen"] = sorted({f"{found['chosen']['experts']} with {found['chosen']['threads']}" for found in peer})
     if measure == "prefill":
         line["gflop_per_token"] = weights.prefill_flops(tokens) / tokens / 1e9
-        peaks = {name: limit[name] for name in ("f32_gflop_s", "bf16_dot_gflop_s", "bf16_tile_gflop_s") if name in limit}
         for engine in ENGINES:
             line[f"{engine}_gflop_s"] = line[engine] * line["gflop_per_token"]
-            line[f"{engine}_share"] = {name: line[f"{engine}_gflop_s"] / peak for name, peak in peaks.items()}
+            line[f"{engine}_share"] = of_peaks(line[f"{engine}_gflop_s"], limit)
     else:
         line["distinct_experts"] = median(found["distinct_experts"] for found in peer)
         line["distinct_if_uniform"] = weights.distinct(batch)
@@ -55,20 +59,6 @@ def speed(result, weights, limit, measure, batch, tokens):
             line[f"{engine}_gb_s"] = line[engine] / batch * line["bytes_per_step"] / 1e9
             line[f"{engine}_share"] = line[f"{engine}_gb_s"] / limit["read_gb_s"]
     return line
-
-
-def paired(result, value, **name):
-    """A figure with capture over the same figure without, pair by pair."""
-    ratios = [value(pair["on"]) / value(pair["off"]) for pair in result["pairs"]]
-    low, high = interval(ratios)
-    return dict(**name, pairs=len(ratios), median=median(ratios), low=low, high=high, ratios=ratios)
-
-
-def capture(result):
-    """Speed with capture over speed without, and the same of processor time, which a busy machine disturbs less."""
-    lines = [paired(result, lambda run: median(rates(run, measure, batch)), measure=measure, batch=batch, tokens=tokens)
-             for measure, batch, tokens in keys(result["pairs"][0]["on"])]
-    return lines + [paired(result, lambda run: run["cpu_seconds"], measure="cpu")]
 
 
 def memory(result):
@@ -80,13 +70,13 @@ def memory(result):
                 ring_kib=runs[0]["ring_kib"], transformers_peak=max(round_["transformers"]["peak_anonymous"] for round_ in result["rounds"]))
 
 
-def summary(result, weights):
-    """Everything that the table shows."""
+def summary(result, weights, captured):
+    """Everything that the table shows; `captured` as capture.py sums it up."""
     limit = best_limits(result)
     runs = [run for group in result["rounds"] + result["pairs"] for run in group.values()]
     return dict(limits=limit,
                 speed=[speed(result, weights, limit[str(result["threads"])], *key) for key in keys(result["rounds"][0]["moetrail"])],
-                capture=capture(result) if result["pairs"] else [],
+                capture=captured,
                 load_seconds={engine: [round_[engine]["report"]["load_seconds"] for round_ in result["rounds"]] for engine in ENGINES},
                 memory=memory(result), runs=len(runs), busy_runs=sum(run["busy"] for run in runs),
                 others_share=[min(run["others_share"] for run in runs), median(run["others_share"] for run in runs), max(run["others_share"] for run in runs)])
@@ -150,7 +140,7 @@ def notes(result):
             f"- Prefill: {prompt['gflop_per_token']:.3f} GFLOP a token, attention included.",
             f"- moetrail: commit {made['commit']}{' with uncommitted changes' if made['uncommitted_changes'] else ''}, "
             f"{first['moetrail']['report']['kernels']} kernels, capture on and every row drained.",
-            f"- transformers {first['transformers']['report']['transformers']}, torch {first['transformers']['report']['torch']}, "
+            f"- transformers {first['transformers']['report']['version']}, torch {first['transformers']['report']['torch']}, "
             f"form of experts and threads as fastest in a trial ({chosen}); moetrail always {threads}.",
             f"- {len(result['rounds'])} rounds, engines in turn; a ratio is taken within a round. Others used {low:.0%} to {high:.0%} of the machine "
             f"during a run (median {middle:.0%}); {busy}.",

@@ -51,6 +51,12 @@ class Weights:
         """Bytes of weights that one decode step reads when a layer uses `distinct` experts. KV is left out."""
         return self.other_bytes + self.expert_bytes * distinct / self.experts
 
+    def kv_bytes(self, positions):
+        """Bytes of keys and values in bf16 of one sequence."""
+        heads = self.config["num_attention_heads"]
+        head_dim = self.config.get("head_dim") or self.config["hidden_size"] // heads
+        return 2 * 2 * self.layers * (self.config.get("num_key_value_heads") or heads) * head_dim * positions
+
     def prefill_flops(self, tokens):
         """Operations of one prompt: two per weight of the active path, causal attention, the head once."""
         active = self.other_params - self.head_params + self.expert_params * self.top_k / self.experts

@@ -88,7 +88,7 @@ def main():
     ap = argparse.ArgumentParser(description=__doc__)
     ap.add_argument("gguf")
     ap.add_argument("--threads", type=int, default=2)
-    ap.add_argument("--n-batch", type=int, default=512)
+    ap.add_argument("--n-batch", type=int, default=2048)
     ap.add_argument("--n-ubatch", type=int, default=512)
     ap.add_argument("--flash-attn", type=int, default=1)
     ap.add_argument("--extra-bufts", action="store_true", help="weights repacked for matrix tiles; crashes with q8_0 in llama-cpp-python 0.3.36")

@@ -28,7 +28,8 @@ def report(peer, a, version):
         results.append(dict(measure="prefill", tokens=length, tokens_per_second=[length / each for each in seconds]))
     for batch in a.batch:
         seconds = [peer.decode(batch, steps, rep, a.context) for rep in range(a.reps + 1)][1:]
-        results.append(dict(measure="decode", batch=batch, context=a.context, tokens=a.gen_len, tokens_per_second=[batch * steps / each for each in seconds]))
+        rates = [batch * steps / each for each in seconds]
+        results.append(dict(measure="decode", batch=batch, context=a.context, tokens=a.gen_len, tokens_per_second=rates))
     report = dict(load_seconds=peer.load_seconds, version=version, results=results)
     if a.score:
         report["perplexity"] = math.exp(peer.mean_nll(prompt(a.score, 7, peer.vocab)))
