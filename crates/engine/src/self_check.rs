@@ -102,7 +102,7 @@ fn check(layout: &RingLayout, rows: &[u16], other: &[u16], num_experts: usize) -
 fn forward(decoder: &Decoder, layout: &RingLayout, pattern: u16) -> Result<Vec<u16>, SelfCheckError> {
     let failed = |error: &dyn std::fmt::Display| SelfCheckError::Forward(error.to_string());
     let config = decoder.config();
-    let num_tokens = NUM_TOKENS.min(config.max_model_len());
+    let num_tokens = NUM_TOKENS.min(decoder.max_positions());
     let mut ring = CaptureRing::new(layout.clone(), 1, num_tokens);
     match ring.cells_mut() {
         Cells::U8(cells) => cells.fill(pattern as u8),
