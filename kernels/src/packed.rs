@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use half::{bf16, f16};
 
-use crate::buffer::{Buffer, Shared, elements};
+use crate::buffer::{Buffer, Plain, Shared, elements};
 use crate::error::KernelError;
 use crate::format::WeightFormat;
 use crate::pack::{PanelPart, WeightRows, pack_panel};
@@ -66,28 +66,45 @@ impl PackedShape {
         }
     }
 
-    /// The weight of (lane, col) of a panel.
-    fn weight(self, panel: &[u8], lane: usize, col: usize) -> f32 {
+    /// The weights of an output of a panel.
+    fn unpack(self, panel: &[u8], lane: usize, to: &mut [f32]) {
         let (head, chunks) = panel.split_at(self.format.head_bytes());
-        let chunk = &chunks[col / CHUNK * self.format.chunk_bytes()..][..self.format.chunk_bytes()];
-        let (scales, codes) = chunk.split_at(self.format.scale_bytes());
-        let half = |at: usize| f16::from_bits(elements::<u16>(scales)[at]).to_f32();
-        let code = |input: usize| codes[input * PANEL + lane];
+        let chunks =
+            chunks.chunks_exact(self.format.chunk_bytes()).map(|chunk| chunk.split_at(self.format.scale_bytes()));
+        let half = |scales: &[u8], at: usize| f16::from_bits(elements::<u16>(scales)[at]).to_f32();
         match self.format {
-            WeightFormat::Float(dtype) => {
-                let at = self.position(lane, col);
-                match dtype {
-                    WeightDtype::F32 => elements::<f32>(panel)[at],
-                    WeightDtype::BF16 => bf16::from_bits(elements::<u16>(panel)[at]).to_f32(),
-                    WeightDtype::F16 => f16::from_bits(elements::<u16>(panel)[at]).to_f32(),
+            WeightFormat::Float(WeightDtype::F32) => {
+                self.unpack_floats(elements::<f32>(panel), lane, to, |value| value)
+            }
+            WeightFormat::Float(WeightDtype::BF16) => {
+                self.unpack_floats(elements::<u16>(panel), lane, to, |bits| bf16::from_bits(bits).to_f32());
+            }
+            WeightFormat::Float(WeightDtype::F16) => {
+                self.unpack_floats(elements::<u16>(panel), lane, to, |bits| f16::from_bits(bits).to_f32());
+            }
+            WeightFormat::Int8 | WeightFormat::Q8_0 => {
+                for (to, (scales, codes)) in to.chunks_mut(CHUNK).zip(chunks) {
+                    let scale = if scales.is_empty() { elements::<f32>(head)[lane] } else { half(scales, lane) };
+                    for (input, to) in to.iter_mut().enumerate() {
+                        *to = f32::from(codes[input * PANEL + lane] as i8) * scale;
+                    }
                 }
             }
-            WeightFormat::Int8 => f32::from(code(col % CHUNK) as i8) * elements::<f32>(head)[lane],
-            WeightFormat::Q8_0 => f32::from(code(col % CHUNK) as i8) * half(lane),
             WeightFormat::Q4K => {
-                let code = code(col % (CHUNK / 2)) >> (col % CHUNK / (CHUNK / 2) * 4) & 15;
-                f32::from(code) * half(lane) + half(PANEL + lane)
+                for (to, (scales, codes)) in to.chunks_mut(CHUNK).zip(chunks) {
+                    let (scale, addition) = (half(scales, lane), half(scales, PANEL + lane));
+                    for (input, to) in to.iter_mut().enumerate() {
+                        let code = codes[input % (CHUNK / 2) * PANEL + lane] >> (input / (CHUNK / 2) * 4) & 15;
+                        *to = f32::from(code) * scale + addition;
+                    }
+                }
             }
+        }
+    }
+
+    fn unpack_floats<T: Plain>(self, panel: &[T], lane: usize, to: &mut [f32], widen: impl Fn(T) -> f32) {
+        for (col, value) in to.iter_mut().enumerate() {
+            *value = widen(panel[self.position(lane, col)]);
         }
     }
 }
@@ -127,10 +144,7 @@ impl PackedMatrix {
     pub fn unpack_row(&self, row: usize, to: &mut [f32]) {
         assert!(row < self.shape.out, "row {row} of {} rows", self.shape.out);
         assert_eq!(to.len(), self.shape.inp, "a row has in_features elements");
-        let panel = self.panel_bytes(row / PANEL);
-        for (col, value) in to.iter_mut().enumerate() {
-            *value = self.shape.weight(panel, row % PANEL, col);
-        }
+        self.shape.unpack(self.panel_bytes(row / PANEL), row % PANEL, to);
     }
 
     pub(crate) fn shape(&self) -> PackedShape {
