@@ -10,10 +10,13 @@ use super::kind::Kind;
 pub(crate) struct Ahead {
     next: *const u8,
     end: *const u8,
+    /// Lines of a share.
     share: usize,
-    /// What is read after the end, if that is elsewhere.
+    /// What is asked for after the end, if that is elsewhere.
     then: *const u8,
 }
+
+const LINE: usize = 64;
 
 impl Ahead {
     /// How far ahead of its use a panel is asked for, in bytes: of the distances tried from 512 B to 16 KiB the fastest
@@ -25,18 +28,19 @@ impl Ahead {
         let bytes = weights.as_ptr_range();
         let then = then.map_or(bytes.end, |then| then.as_ptr()).cast();
         let next = bytes.start.cast::<u8>().wrapping_add(Ahead::CLOSE);
-        Ahead { next, end: bytes.end.cast(), share: chunk_bytes::<K>(), then }
+        Ahead { next, end: bytes.end.cast(), share: chunk_bytes::<K>().div_ceil(LINE), then }
     }
 
     /// Weights that are read next, in equal shares while `rows` rows are multiplied by as many others.
     fn spread<K: Kind>(weights: &[K::Weight], rows: usize) -> Ahead {
         let bytes = weights.as_ptr_range();
-        let share = chunk_bytes::<K>().div_ceil(K::passes(rows));
+        let share = chunk_bytes::<K>().div_ceil(LINE * K::passes(rows));
         Ahead { next: bytes.start.cast(), end: bytes.end.cast(), share, then: std::ptr::null() }
     }
 
     pub(crate) fn nothing() -> Ahead {
-        Ahead { next: std::ptr::null(), end: std::ptr::null(), share: 0, then: std::ptr::null() }
+        let never = std::ptr::without_provenance(usize::MAX);
+        Ahead { next: std::ptr::null(), end: never, share: 0, then: std::ptr::null() }
     }
 
     /// Asks for one of `PARTS` parts of a share: only so many lines can be on their way at once.
@@ -45,15 +49,24 @@ impl Ahead {
     /// As the methods of [`Lanes`].
     #[inline(always)]
     pub(crate) unsafe fn ask<L: Lanes, const PARTS: usize>(&mut self) {
-        let until = self.next.wrapping_add(self.share / PARTS).min(self.end);
-        while self.next < until {
+        // As many lines every time, so that the processor foresees the loop's end; the last ones may lie beyond the end.
+        for _ in 0..self.share.div_ceil(PARTS) {
             // SAFETY: a prefetch may name any address.
             unsafe { L::prefetch(self.next) };
-            self.next = self.next.wrapping_add(64);
+            self.next = self.next.wrapping_add(LINE);
         }
-        if self.next >= self.end && !self.then.is_null() {
-            self.next = std::mem::replace(&mut self.then, std::ptr::null());
-            self.end = self.next.wrapping_add(Ahead::CLOSE);
+        if self.next >= self.end {
+            self.turn();
+        }
+    }
+
+    /// At the end: on to what is asked for after it, or nothing more.
+    #[cold]
+    #[inline(never)]
+    fn turn(&mut self) {
+        match std::mem::replace(&mut self.then, std::ptr::null()) {
+            then if then.is_null() => *self = Ahead::nothing(),
+            then => (self.next, self.end) = (then, then.wrapping_add(Ahead::CLOSE)),
         }
     }
 }
