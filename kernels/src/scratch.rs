@@ -13,6 +13,7 @@ impl Scratch {
         Scratch(Vec::new())
     }
 
+    #[cfg(target_arch = "x86_64")]
     pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
