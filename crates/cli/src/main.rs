@@ -5,6 +5,7 @@ mod bench;
 mod bundled;
 mod doctor;
 mod load;
+mod memory;
 mod probe;
 mod routes;
 mod run;
@@ -18,6 +19,7 @@ use clap::Parser;
 use crate::args::{Args, Command};
 
 fn main() -> std::process::ExitCode {
+    memory::keep_freed();
     let args = Args::parse();
     tracing_subscriber::fmt()
         .with_env_filter(
