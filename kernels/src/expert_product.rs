@@ -5,6 +5,7 @@
 //! one element, and writes nothing but the result.
 
 use std::cell::Cell;
+use std::marker::PhantomData;
 use std::ops::Range;
 
 use crate::acts::{acts_len, with_acts};
@@ -62,32 +63,92 @@ fn pass(form: Form, x: &[f32], ids: &[u32], weights: &[f32], top_k: usize, exper
     let mut plan = PLAN.take();
     let mut middle = MIDDLE.take();
     let [gate_up, down] = experts.formats();
-    by_kind(form, gate_up, First { form, x, ids, top_k, experts, plan: &mut plan, middle: &mut middle });
-    by_kind(form, down, Second { form, weights, experts, plan: &plan, middle: &mut middle, out });
+    let layout = by_kind(form, down, Layout);
+    plan.group(ids, top_k, experts.num_experts(), layout.block);
+    let bytes = plan.rows(layout.block) * experts.down.shape().depth() * layout.act_bytes;
+    let middle_bytes = middle.take::<u8>(bytes);
+    by_kind(form, gate_up, First { form, x, experts, plan: &plan, layout, middle: middle_bytes });
+    by_kind(form, down, Second { form, weights, experts, plan: &plan, middle: middle_bytes, out });
     MIDDLE.set(middle);
     PLAN.set(plan);
 }
 
-/// The first job: fills the middle. All formats whose activations agree have kinds with the same blocks of them, so the
-/// second job may be of another kind.
+/// How activations lie in the middle: as the second product wants them, which may be of another kind than the first.
+#[derive(Clone, Copy)]
+struct MiddleLayout {
+    /// Rows that lie together.
+    block: usize,
+    act_bytes: usize,
+    put: unsafe fn(Form, PutMiddle<'_>),
+}
+
+struct Layout;
+
+impl ByKind for Layout {
+    type Output = MiddleLayout;
+
+    fn run<K: Kind>(self) -> MiddleLayout {
+        MiddleLayout { block: K::BLOCK, act_bytes: size_of::<K::Act>(), put: put_middle::<K> }
+    }
+}
+
+/// Some rows of one panel on their way to the middle.
+struct PutMiddle<'a> {
+    rows: &'a [[f32; PANEL]],
+    /// Lanes that are activations.
+    width: usize,
+    depth: usize,
+    /// Row of the middle and chunk where the first lane of the first row goes; a block starts at `to`.
+    first_row: usize,
+    first_chunk: usize,
+    to: *mut u8,
+}
+
+/// # Safety
+/// The middle at `to` has the rows' whole blocks, and nobody else writes these chunks.
+unsafe fn put_middle<K: Kind>(form: Form, put: PutMiddle<'_>) {
+    K::dispatch(form, Put::<K>(put, PhantomData));
+}
+
+struct Put<'a, K>(PutMiddle<'a>, PhantomData<K>);
+
+impl<K: Kind> Body for Put<'_, K> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<L: Lanes>(self) {
+        let PutMiddle { rows, width, depth, first_row, first_chunk, to } = self.0;
+        for (i, row) in rows.iter().enumerate() {
+            let mut lane = 0;
+            while lane < width {
+                let at = chunk_at(K::BLOCK, depth, first_row + i, first_chunk + lane / CHUNK);
+                // SAFETY: the contract of `put_middle`.
+                unsafe {
+                    let to = to.cast::<K::Act>().add(at);
+                    K::put::<L>(row.as_ptr().add(lane), (width - lane).min(CHUNK), to);
+                }
+                lane += CHUNK;
+            }
+        }
+    }
+}
+
+/// The first job: fills the middle.
 struct First<'a> {
     form: Form,
     x: &'a [f32],
-    ids: &'a [u32],
-    top_k: usize,
     experts: &'a PackedExperts,
-    plan: &'a mut ExpertPlan,
-    middle: &'a mut Scratch,
+    plan: &'a ExpertPlan,
+    layout: MiddleLayout,
+    middle: &'a mut [u8],
 }
 
 impl ByKind for First<'_> {
     type Output = ();
 
     fn run<K: Kind>(self) {
-        let First { form, x, ids, top_k, experts, plan, middle } = self;
-        plan.group(ids, top_k, experts.num_experts(), K::BLOCK);
-        let middle = middle.take::<K::Act>(plan.rows(K::BLOCK) * experts.down.shape().depth());
-        with_acts::<K, _>(form, x, experts.hidden(), 1, |x| gate_up::<K>(form, x, plan, experts, middle));
+        let First { form, x, experts, plan, layout, middle } = self;
+        with_acts::<K, _>(form, x, experts.hidden(), 1, |x| gate_up::<K>(form, x, plan, experts, layout, middle));
     }
 }
 
@@ -97,7 +158,7 @@ struct Second<'a> {
     weights: &'a [f32],
     experts: &'a PackedExperts,
     plan: &'a ExpertPlan,
-    middle: &'a mut Scratch,
+    middle: &'a [u8],
     out: &'a mut [f32],
 }
 
@@ -106,8 +167,7 @@ impl ByKind for Second<'_> {
 
     fn run<K: Kind>(self) {
         let Second { form, weights, experts, plan, middle, out } = self;
-        let middle = middle.take::<K::Act>(plan.rows(K::BLOCK) * experts.down.shape().depth());
-        down::<K>(form, middle, weights, plan, experts, out);
+        down::<K>(form, elements(middle), weights, plan, experts, out);
     }
 }
 
@@ -116,7 +176,14 @@ fn enough_tasks() -> usize {
     16 * pool::threads()
 }
 
-fn gate_up<K: Kind>(form: Form, acts: &[K::Act], plan: &ExpertPlan, experts: &PackedExperts, middle: &mut [K::Act]) {
+fn gate_up<K: Kind>(
+    form: Form,
+    acts: &[K::Act],
+    plan: &ExpertPlan,
+    experts: &PackedExperts,
+    layout: MiddleLayout,
+    middle: &mut [u8],
+) {
     let panels = experts.inter().div_ceil(PANEL);
     let parts = enough_tasks().div_ceil(plan.groups.len().max(1)).min(panels);
     let together = panels.div_ceil(parts.max(1)).max(1);
@@ -131,6 +198,7 @@ fn gate_up<K: Kind>(form: Form, acts: &[K::Act], plan: &ExpertPlan, experts: &Pa
         let Some((group, panels)) = work(task) else { return };
         let mut gathered = GATHERED.take();
         let body = GateUp::<K> {
+            form,
             experts,
             acts,
             plan,
@@ -138,6 +206,7 @@ fn gate_up<K: Kind>(form: Form, acts: &[K::Act], plan: &ExpertPlan, experts: &Pa
             panels,
             after: work(task + 1).map(|(group, panels)| (group.expert, panels.start)),
             gathered: gathered.take(acts_len::<K>(group.pairs.len(), experts.gate_up.shape().depth())),
+            layout,
             middle,
         };
         K::dispatch(form, body);
@@ -147,6 +216,7 @@ fn gate_up<K: Kind>(form: Form, acts: &[K::Act], plan: &ExpertPlan, experts: &Pa
 
 /// Some panels of gate and up for the pairs of one group.
 struct GateUp<'a, K: Kind> {
+    form: Form,
     experts: &'a PackedExperts,
     /// `[rows, depth(hidden)]`, row after row
     acts: &'a [K::Act],
@@ -157,8 +227,9 @@ struct GateUp<'a, K: Kind> {
     after: Option<(usize, usize)>,
     /// The group's rows of `acts`.
     gathered: &'a mut [K::Act],
+    layout: MiddleLayout,
     /// `[plan.rows, depth(inter)]`
-    middle: Shared<K::Act>,
+    middle: Shared<u8>,
 }
 
 impl<K: Kind> Body for GateUp<'_, K> {
@@ -178,7 +249,7 @@ impl<K: Kind> Body for GateUp<'_, K> {
             }
         }
         // SAFETY: a group has its rows to itself, and every task of it writes other chunks of them.
-        let middle = unsafe { self.middle.at(group.first_row * middle_depth) };
+        let middle = unsafe { self.middle.at(group.first_row * middle_depth * self.layout.act_bytes) };
         // SAFETY: the form's instructions are available here.
         let session = unsafe { K::begin() };
         let (mut gate, mut up) = (Sums::new(), Sums::new());
@@ -206,13 +277,11 @@ impl<K: Kind> Body for GateUp<'_, K> {
                     K::products::<L>(&session, up_panel.as_ptr(), acts, depth, count, walk.ahead(done), &mut up);
                     for i in 0..count {
                         swiglu::<L>(&mut gate.0[i], &up.0[i]);
-                        let mut lane = 0;
-                        while lane < width {
-                            let at = chunk_at(K::BLOCK, middle_depth, done + i, (panel * PANEL + lane) / CHUNK);
-                            K::put::<L>(gate.0[i].as_ptr().add(lane), (width - lane).min(CHUNK), middle.add(at));
-                            lane += CHUNK;
-                        }
                     }
+                    let rows = &gate.0[..count];
+                    let (depth, first_chunk) = (middle_depth, panel * PANEL / CHUNK);
+                    let put = PutMiddle { rows, width, depth, first_row: done, first_chunk, to: middle };
+                    (self.layout.put)(self.form, put);
                 }
                 done += count;
             }

@@ -25,9 +25,6 @@ struct ExpertsShape {
 
 impl PackedExperts {
     /// A builder whose weights are all zero until they are put.
-    ///
-    /// # Panics
-    /// When only one of the formats rounds its activations: what the first product leaves is what the second reads.
     pub fn builder(
         num_experts: usize,
         hidden: usize,
@@ -36,7 +33,6 @@ impl PackedExperts {
         down: impl Into<WeightFormat>,
     ) -> PackedExpertsBuilder {
         let (gate_up, down) = (gate_up.into(), down.into());
-        assert_eq!(gate_up.rounds_activations(), down.rounds_activations(), "experts as {gate_up} and {down}");
         let padded = |rows: usize| num_experts * rows.div_ceil(PANEL) * PANEL;
         PackedExpertsBuilder {
             gate_up: PackedMatrix::zeros(2 * padded(inter), hidden, gate_up),

@@ -10,9 +10,9 @@ use crate::simd::amx;
 /// whatever the batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Form {
-    /// As [`Form::Avx512`], with products of bf16 pairs on matrix tiles (`amx_bf16`).
+    /// As [`Form::Avx512Bf16`], with products of bf16 pairs on matrix tiles (`amx_bf16`).
     Amx,
-    /// As [`Form::Avx512`], with products of bf16 pairs by `vdpbf16ps`.
+    /// As [`Form::Avx512`], with products of bf16 pairs by `vdpbf16ps`, and of quantised weights by `vpdpbusd`.
     ///
     /// Twice the arithmetic of fused products on AMD's Zen 4; half of it on Intel's Sapphire Rapids.
     Avx512Bf16,
@@ -78,7 +78,11 @@ impl Form {
     pub(crate) fn is_supported(self) -> bool {
         match self {
             Form::Amx => Form::Avx512Bf16.is_supported() && amx::is_granted(),
-            Form::Avx512Bf16 => Form::Avx512.is_supported() && is_x86_feature_detected!("avx512bf16"),
+            Form::Avx512Bf16 => {
+                Form::Avx512.is_supported()
+                    && is_x86_feature_detected!("avx512bf16")
+                    && is_x86_feature_detected!("avx512vnni")
+            }
             Form::Avx512 => {
                 is_x86_feature_detected!("avx512f")
                     && is_x86_feature_detected!("avx512bw")

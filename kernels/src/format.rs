@@ -4,6 +4,9 @@ use crate::packed::{CHUNK, PANEL};
 use crate::weights::WeightDtype;
 
 /// How packed weights are stored.
+///
+/// Activations beside bf16 weights are rounded to bf16, those beside quantised ones to whole numbers of -127 to 127 under
+/// one scale for every 32 inputs (as ggml does), in every form.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum WeightFormat {
     /// Floats.
@@ -24,11 +27,6 @@ impl From<WeightDtype> for WeightFormat {
 }
 
 impl WeightFormat {
-    /// Whether activations are rounded to bf16 before a product. All formats that do so read the same activations.
-    pub fn rounds_activations(self) -> bool {
-        !matches!(self, WeightFormat::Float(WeightDtype::F32 | WeightDtype::F16))
-    }
-
     /// Bytes of a panel before its first chunk.
     pub(crate) const fn head_bytes(self) -> usize {
         match self {

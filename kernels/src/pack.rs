@@ -6,7 +6,7 @@ use crate::blocks::BlockRows;
 use crate::buffer::{Plain, elements_mut};
 use crate::error::KernelError;
 use crate::format::WeightFormat;
-use crate::packed::{CHUNK, PANEL, PackedShape};
+use crate::packed::{CENTRE, CHUNK, PANEL, PackedShape};
 use crate::weights::{WeightDtype, WeightView};
 
 /// Rows of weights to be packed.
@@ -106,8 +106,8 @@ fn pack_int8(shape: PackedShape, bytes: &mut [u8], part: PanelPart, view: Weight
         let inverse = if scale > 0.0 { scale.recip() } else { 0.0 };
         let lane = part.first_lane + row;
         scales[lane] = scale;
-        for (value, line) in values.iter().zip(codes.chunks_exact_mut(PANEL)) {
-            line[lane] = nearest(value * inverse) as u8;
+        for (col, value) in values.iter().enumerate() {
+            codes[PackedShape::code_position(lane, col)] = stored(nearest(value * inverse));
         }
     }
 }
@@ -117,6 +117,11 @@ fn nearest(value: f32) -> i8 {
     // Beside this number an f32 has no fraction: the sum is rounded, and its low bits are the number.
     const WHOLE: f32 = 12_582_912.0;
     (value + WHOLE).to_bits() as i8
+}
+
+/// A signed code as it is stored.
+fn stored(code: i8) -> u8 {
+    (code as u8).wrapping_add(CENTRE)
 }
 
 fn pack_blocks(shape: PackedShape, bytes: &mut [u8], part: PanelPart, blocks: BlockRows<'_>) {
@@ -132,11 +137,12 @@ fn pack_blocks(shape: PackedShape, bytes: &mut [u8], part: PanelPart, blocks: Bl
                 // As it is added.
                 minima[lane] = (-block.minimum).to_bits();
                 for i in 0..CHUNK / 2 {
-                    codes[i * PANEL + lane] = (block.codes[i] | block.codes[i + CHUNK / 2] << 4) as u8;
+                    let both = block.codes[i] | block.codes[i + CHUNK / 2] << 4;
+                    codes[PackedShape::code_position(lane, i)] = both as u8;
                 }
             } else {
                 for (i, code) in block.codes.into_iter().enumerate() {
-                    codes[i * PANEL + lane] = code as u8;
+                    codes[PackedShape::code_position(lane, i)] = stored(code);
                 }
             }
         }

@@ -3,12 +3,14 @@
 //! ```text
 //! float32, float16   [out / 64][in][64]             one weight an output
 //! bfloat16           [out / 64][in / 2][64][2]      one pair of neighbouring inputs an output
-//! int8               [out / 64]( scales [64] f32, [in][64] )
-//! q8_0               [out / 64][in / 32]( scales [64] f16, [32][64] )
-//! q4_k               [out / 64][in / 32]( scales [64] f16, negated minima [64] f16, [16][64] )
+//! int8               [out / 64]( scales [64] f32, [in / 4][64][4] )
+//! q8_0               [out / 64][in / 32]( scales [64] f16, [8][64][4] )
+//! q4_k               [out / 64][in / 32]( scales [64] f16, negated minima [64] f16, [4][64][4] )
 //! ```
-//! A byte of q4_k has the code of input `i` in its low half and that of `i + 16` in its high half. `out` is padded to
-//! whole panels and `in` to whole chunks, both with zeros.
+//! Codes lie in fours of neighbouring inputs, as instructions for bytes multiply them; those of int8 and q8_0 have
+//! [`CENTRE`] added, as those instructions want one factor unsigned. A byte of q4_k has the code of input `i` in its low
+//! half and that of `i + 16` in its high half. `out` is padded to whole panels and `in` to whole chunks, with weights of
+//! zero: whatever the codes, a scale of zero, or an activation of zero, makes them so.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -27,6 +29,9 @@ pub const PANEL: usize = 64;
 
 /// Inputs of one chunk: what a matrix tile multiplies at once.
 pub(crate) const CHUNK: usize = 32;
+
+/// What is added to signed codes.
+pub(crate) const CENTRE: u8 = 128;
 
 /// A weight matrix `[out, in]` in the layout the products read; a clone shares the bytes.
 #[derive(Clone)]
@@ -66,6 +71,11 @@ impl PackedShape {
         }
     }
 
+    /// Where the code of (lane, input) lies among those of a chunk.
+    pub(crate) fn code_position(lane: usize, input: usize) -> usize {
+        4 * (input / 4 * PANEL + lane) + input % 4
+    }
+
     /// The weights of an output of a panel.
     fn unpack(self, panel: &[u8], lane: usize, to: &mut [f32]) {
         let (head, chunks) = panel.split_at(self.format.head_bytes());
@@ -86,7 +96,8 @@ impl PackedShape {
                 for (to, (scales, codes)) in to.chunks_mut(CHUNK).zip(chunks) {
                     let scale = if scales.is_empty() { elements::<f32>(head)[lane] } else { half(scales, lane) };
                     for (input, to) in to.iter_mut().enumerate() {
-                        *to = f32::from(codes[input * PANEL + lane] as i8) * scale;
+                        let code = codes[PackedShape::code_position(lane, input)];
+                        *to = (f32::from(code) - f32::from(CENTRE)) * scale;
                     }
                 }
             }
@@ -94,7 +105,8 @@ impl PackedShape {
                 for (to, (scales, codes)) in to.chunks_mut(CHUNK).zip(chunks) {
                     let (scale, addition) = (half(scales, lane), half(scales, PANEL + lane));
                     for (input, to) in to.iter_mut().enumerate() {
-                        let code = codes[input % (CHUNK / 2) * PANEL + lane] >> (input / (CHUNK / 2) * 4) & 15;
+                        let byte = codes[PackedShape::code_position(lane, input % (CHUNK / 2))];
+                        let code = byte >> (input / (CHUNK / 2) * 4) & 15;
                         *to = f32::from(code) * scale + addition;
                     }
                 }

@@ -33,24 +33,27 @@ pub(crate) fn by_kind<B: ByKind>(form: Form, format: WeightFormat, by: B) -> B::
     match format {
         WeightFormat::Float(WeightDtype::F32) => by.run::<Fused<WidenF32>>(),
         WeightFormat::Float(WeightDtype::F16) => by.run::<Fused<WidenF16>>(),
-        WeightFormat::Float(WeightDtype::BF16) => by_pairs::<WidenBf16<true>, B>(form, by),
-        WeightFormat::Int8 => by_pairs::<WidenInt8, B>(form, by),
-        WeightFormat::Q8_0 => by_pairs::<WidenQ8, B>(form, by),
-        WeightFormat::Q4K => by_pairs::<WidenQ4, B>(form, by),
+        #[cfg(target_arch = "x86_64")]
+        WeightFormat::Float(WeightDtype::BF16) if form == Form::Amx && form.is_supported() => by.run::<Tile>(),
+        #[cfg(target_arch = "x86_64")]
+        WeightFormat::Float(WeightDtype::BF16) if form == Form::Avx512Bf16 && form.is_supported() => by.run::<Dot>(),
+        WeightFormat::Float(WeightDtype::BF16) => by.run::<Fused<WidenBf16<true>>>(),
+        WeightFormat::Int8 => by_codes::<WidenInt8, B>(form, by),
+        WeightFormat::Q8_0 => by_codes::<WidenQ8, B>(form, by),
+        WeightFormat::Q4K => by_codes::<WidenQ4, B>(form, by),
     }
 }
 
 #[cfg(target_arch = "x86_64")]
-fn by_pairs<W: crate::simd::widen::Pairs, B: ByKind>(form: Form, by: B) -> B::Output {
+fn by_codes<W: crate::simd::quads::Codes, B: ByKind>(form: Form, by: B) -> B::Output {
     match form {
-        Form::Amx if form.is_supported() => by.run::<Tile<W>>(),
-        Form::Avx512Bf16 if form.is_supported() => by.run::<Dot<W>>(),
+        Form::Amx | Form::Avx512Bf16 if form.is_supported() => by.run::<crate::simd::quads::Quads<W>>(),
         _ => by.run::<Fused<W>>(),
     }
 }
 
 #[cfg(not(target_arch = "x86_64"))]
-fn by_pairs<W: crate::simd::widen::Widen, B: ByKind>(_: Form, by: B) -> B::Output {
+fn by_codes<W: crate::simd::widen::Widen, B: ByKind>(_: Form, by: B) -> B::Output {
     by.run::<Fused<W>>()
 }
 

@@ -13,11 +13,6 @@ impl Scratch {
         Scratch(Vec::new())
     }
 
-    #[cfg(target_arch = "x86_64")]
-    pub(crate) fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
     /// Room for `len` elements of any value.
     pub(crate) fn take<T: Plain>(&mut self, len: usize) -> &mut [T] {
         let lines = (len * size_of::<T>()).div_ceil(64);

@@ -16,7 +16,7 @@ use crate::scratch::Scratch;
 use crate::simd::amx::{TILE_DEPTH, TILE_ROWS, Tiles};
 use crate::simd::avx512::Avx512;
 use crate::simd::kind::Kind;
-use crate::simd::tile::TileBf16;
+use crate::simd::tile::Tile;
 use crate::simd::{Body, LANES, Lanes};
 
 /// Queries of a task, about: their sums stay in the cache beside a tile of keys.
@@ -37,7 +37,7 @@ thread_local! {
 pub(super) fn attend(call: &AttentionCall<'_>, q: &[f32], out: &mut [f32]) {
     in_pieces(call, q, out, TASK_QUERIES, |piece| {
         SCRATCH.with_borrow_mut(|buffers| {
-            TileBf16::dispatch(Form::Amx, Task { parts: buffers.take(&piece), piece });
+            Tile::dispatch(Form::Amx, Task { parts: buffers.take(&piece), piece });
         });
     });
 }

@@ -11,13 +11,13 @@ pub fn expert_ffn(x: &[f32], ids: &[u32], weights: &[f32], experts: &PackedExper
     let (mut middle, mut down) = (vec![0.0; inter], vec![0.0; hidden]);
     out.fill(0.0);
     for (row, (x, out)) in x.chunks_exact(hidden).zip(out.chunks_exact_mut(hidden)).enumerate() {
-        let x = rounded(x, experts.formats()[0]);
+        let x = rounded(x, hidden, experts.formats()[0]);
         for k in 0..top_k {
             let expert = ids[row * top_k + k] as usize;
             product(&x, &experts.gate_up, |o| experts.gate_panel(expert, o / PANEL) * PANEL + o % PANEL, &mut gate);
             product(&x, &experts.gate_up, |o| (experts.gate_panel(expert, o / PANEL) + 1) * PANEL + o % PANEL, &mut up);
             silu_and_mul(&gate, &up, &mut middle);
-            let rounded_middle = rounded(&middle, experts.formats()[1]);
+            let rounded_middle = rounded(&middle, inter, experts.formats()[1]);
             product(&rounded_middle, &experts.down, |o| experts.down_panel(expert, 0) * PANEL + o, &mut down);
             let weight = weights[row * top_k + k];
             out.iter_mut().zip(&down).for_each(|(out, down)| *out += weight * down);

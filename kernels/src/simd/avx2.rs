@@ -58,15 +58,6 @@ unsafe fn keep8(base: i32, from: usize, to: usize, yes: __m256, no: __m256) -> _
     }
 }
 
-#[inline(always)]
-unsafe fn widen_i8(bytes: __m128i) -> Avx2 {
-    // SAFETY: the trait's contract.
-    unsafe {
-        let (low, high) = (_mm256_cvtepi8_epi32(bytes), _mm256_cvtepi8_epi32(_mm_srli_si128::<8>(bytes)));
-        Avx2(_mm256_cvtepi32_ps(low), _mm256_cvtepi32_ps(high))
-    }
-}
-
 // SAFETY (whole block): the trait's contract gives the instructions and valid pointers; loads and stores are unaligned.
 #[allow(clippy::undocumented_unsafe_blocks)]
 impl Lanes for Avx2 {
@@ -99,15 +90,12 @@ impl Lanes for Avx2 {
         }
     }
     #[inline(always)]
-    unsafe fn load_i8(from: *const u8) -> Self {
-        unsafe { widen_i8(_mm_loadu_si128(from.cast())) }
-    }
-    #[inline(always)]
-    unsafe fn load_u4(from: *const u8, high: bool) -> Self {
+    unsafe fn load_bits(from: *const u8, shift: u32, mask: u32) -> Self {
         unsafe {
-            let bytes = _mm_loadu_si128(from.cast());
-            let bytes = if high { _mm_srli_epi16::<4>(bytes) } else { bytes };
-            widen_i8(_mm_and_si128(bytes, _mm_set1_epi8(15)))
+            let (shift, mask) = (_mm256_set1_epi32(shift as i32), _mm256_set1_epi32(mask as i32));
+            let low = _mm256_srlv_epi32(_mm256_loadu_si256(from.cast()), shift);
+            let high = _mm256_srlv_epi32(_mm256_loadu_si256(from.add(32).cast()), shift);
+            Avx2(_mm256_cvtepi32_ps(_mm256_and_si256(low, mask)), _mm256_cvtepi32_ps(_mm256_and_si256(high, mask)))
         }
     }
     #[inline(always)]

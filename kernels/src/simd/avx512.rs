@@ -14,12 +14,12 @@ pub(super) unsafe fn run<B: Body>(body: B) -> B::Output {
     unsafe { body.run::<Avx512>() }
 }
 
-/// As [`run`], for bodies that multiply bf16 pairs.
+/// As [`run`], for bodies that multiply pairs of bf16 or fours of bytes.
 ///
 /// # Safety
 /// As [`run`].
-#[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
-pub(super) unsafe fn run_bf16<B: Body>(body: B) -> B::Output {
+#[target_feature(enable = "avx512bf16,avx512vnni,avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
+pub(super) unsafe fn run_dots<B: Body>(body: B) -> B::Output {
     // SAFETY: as above.
     unsafe { body.run::<Avx512>() }
 }
@@ -58,16 +58,10 @@ impl Lanes for Avx512 {
         unsafe { Avx512(_mm512_cvtph_ps(_mm256_loadu_si256(from.cast()))) }
     }
     #[inline(always)]
-    unsafe fn load_i8(from: *const u8) -> Self {
-        unsafe { Avx512(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.cast())))) }
-    }
-    #[inline(always)]
-    unsafe fn load_u4(from: *const u8, high: bool) -> Self {
+    unsafe fn load_bits(from: *const u8, shift: u32, mask: u32) -> Self {
         unsafe {
-            let bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(from.cast()));
-            let codes =
-                if high { _mm512_srli_epi32::<4>(bytes) } else { _mm512_and_si512(bytes, _mm512_set1_epi32(15)) };
-            Avx512(_mm512_cvtepi32_ps(codes))
+            let words = _mm512_srlv_epi32(_mm512_loadu_si512(from.cast()), _mm512_set1_epi32(shift as i32));
+            Avx512(_mm512_cvtepi32_ps(_mm512_and_si512(words, _mm512_set1_epi32(mask as i32))))
         }
     }
     #[inline(always)]

@@ -1,12 +1,10 @@
 //! Pairs of bf16 activations by pairs of bf16 weights, by `vdpbf16ps`.
 
 use std::arch::x86_64::*;
-use std::marker::PhantomData;
 
 use super::ahead::Ahead;
-use super::avx512::{self, Avx512};
-use super::kind::{Kind, Sums, finish};
-use super::widen::{Pairs, Widen};
+use super::avx512;
+use super::kind::{Kind, Sums};
 use super::{Body, LANES, Lanes};
 use crate::form::Form;
 use crate::packed::{CHUNK, PANEL};
@@ -15,12 +13,12 @@ use crate::packed::{CHUNK, PANEL};
 const VECTORS: usize = PANEL / LANES;
 
 /// A few rows in registers.
-pub(crate) struct Dot<W>(PhantomData<W>);
+pub(crate) struct Dot;
 
 /// [`Kind::put`] as bf16.
 ///
 /// # Safety
-/// As [`Kind::put`], inside [`avx512::run_bf16`].
+/// As [`Kind::put`], inside [`avx512::run_dots`].
 #[inline(always)]
 pub(super) unsafe fn put_bf16(from: *const f32, count: usize, to: *mut u16) {
     let mask = (u32::MAX >> (CHUNK - count)) as __mmask32;
@@ -33,18 +31,18 @@ pub(super) unsafe fn put_bf16(from: *const f32, count: usize, to: *mut u16) {
     }
 }
 
-impl<W: Pairs> Kind for Dot<W> {
-    type Weight = W::Weight;
+impl Kind for Dot {
+    type Weight = u16;
     type Act = u16;
-    const HEAD_LEN: usize = W::HEAD_LEN;
-    const CHUNK_LEN: usize = W::CHUNK_LEN;
+    const HEAD_LEN: usize = 0;
+    const CHUNK_LEN: usize = CHUNK * PANEL;
     const ROWS: usize = 6;
     const BLOCK: usize = 1;
     type Session = ();
 
     fn dispatch<B: Body>(_: Form, body: B) -> B::Output {
         // SAFETY: the form that chooses this kind was detected.
-        unsafe { avx512::run_bf16(body) }
+        unsafe { avx512::run_dots(body) }
     }
 
     #[inline(always)]
@@ -59,7 +57,7 @@ impl<W: Pairs> Kind for Dot<W> {
     #[inline(always)]
     unsafe fn products<L: Lanes>(
         (): &(),
-        panel: *const W::Weight,
+        panel: *const u16,
         acts: *const u16,
         depth: usize,
         rows: usize,
@@ -68,24 +66,22 @@ impl<W: Pairs> Kind for Dot<W> {
     ) {
         // SAFETY: the caller's contract.
         unsafe {
-            let chunks = panel.add(W::HEAD_LEN);
             match rows {
-                1 => dots::<L, W, 1>(chunks, acts, depth, ahead, sums),
-                2 => dots::<L, W, 2>(chunks, acts, depth, ahead, sums),
-                3 => dots::<L, W, 3>(chunks, acts, depth, ahead, sums),
-                4 => dots::<L, W, 4>(chunks, acts, depth, ahead, sums),
-                5 => dots::<L, W, 5>(chunks, acts, depth, ahead, sums),
-                _ => dots::<L, W, 6>(chunks, acts, depth, ahead, sums),
+                1 => dots::<L, 1>(panel, acts, depth, ahead, sums),
+                2 => dots::<L, 2>(panel, acts, depth, ahead, sums),
+                3 => dots::<L, 3>(panel, acts, depth, ahead, sums),
+                4 => dots::<L, 4>(panel, acts, depth, ahead, sums),
+                5 => dots::<L, 5>(panel, acts, depth, ahead, sums),
+                _ => dots::<L, 6>(panel, acts, depth, ahead, sums),
             }
-            finish::<L, W>(panel, &mut sums.0[..rows]);
         }
     }
 }
 
 /// `M` rows by a panel, held in registers over the whole depth.
 #[inline(always)]
-unsafe fn dots<L: Lanes, W: Pairs, const M: usize>(
-    mut chunk: *const W::Weight,
+unsafe fn dots<L: Lanes, const M: usize>(
+    mut chunk: *const u16,
     mut acts: *const u16,
     depth: usize,
     ahead: &mut Ahead,
@@ -95,14 +91,13 @@ unsafe fn dots<L: Lanes, W: Pairs, const M: usize>(
     unsafe {
         let mut totals = [[_mm512_setzero_ps(); VECTORS]; M];
         for _ in 0..depth / CHUNK {
-            let scales = scales::<W>(chunk);
             for pair in 0..CHUNK / 2 {
-                if M < Dot::<W>::ROWS && pair % (CHUNK / 8) == 0 {
+                if M < Dot::ROWS && pair % (CHUNK / 8) == 0 {
                     ahead.ask::<L, 4>();
                 }
                 let mut weights = [_mm512_setzero_si512(); VECTORS];
                 for (v, weights) in weights.iter_mut().enumerate() {
-                    *weights = W::pair(chunk, pair, v, scales[v]);
+                    *weights = _mm512_loadu_si512(chunk.add((pair * PANEL + v * LANES) * 2).cast());
                 }
                 for (m, totals) in totals.iter_mut().enumerate() {
                     let acts = acts.add(m * depth + 2 * pair).cast::<i32>().read_unaligned();
@@ -112,7 +107,7 @@ unsafe fn dots<L: Lanes, W: Pairs, const M: usize>(
                     }
                 }
             }
-            chunk = chunk.add(W::CHUNK_LEN);
+            chunk = chunk.add(Dot::CHUNK_LEN);
             acts = acts.add(CHUNK);
         }
         for (m, totals) in totals.iter().enumerate() {
@@ -120,18 +115,5 @@ unsafe fn dots<L: Lanes, W: Pairs, const M: usize>(
                 _mm512_store_ps(sums.0[m].as_mut_ptr().add(v * LANES), *total);
             }
         }
-    }
-}
-
-/// What the vectors of a chunk are scaled by.
-///
-/// # Safety
-/// As [`Widen::scale`].
-#[inline(always)]
-pub(super) unsafe fn scales<W: Widen>(chunk: *const W::Weight) -> [W::Scale<Avx512>; VECTORS] {
-    // SAFETY: the caller's contract.
-    unsafe {
-        let first = W::scale::<Avx512>(chunk, 0);
-        [first, W::scale::<Avx512>(chunk, 1), W::scale::<Avx512>(chunk, 2), W::scale::<Avx512>(chunk, 3)]
     }
 }

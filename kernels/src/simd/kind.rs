@@ -4,7 +4,7 @@ use std::marker::PhantomData;
 
 use super::ahead::Ahead;
 use super::fused::{FUSED_ROWS, add_products};
-use super::widen::Widen;
+use super::widen::{Rounding, Widen};
 use super::{Body, LANES, Lanes, dispatch};
 use crate::buffer::Plain;
 use crate::form::Form;
@@ -138,7 +138,7 @@ impl<W: Widen> Kind for Fused<W> {
     }
 
     fn as_they_are(rows: &[f32]) -> Option<&[f32]> {
-        (!W::ROUNDS).then_some(rows)
+        (W::ROUNDING == Rounding::None).then_some(rows)
     }
 
     #[inline(always)]
@@ -148,11 +148,17 @@ impl<W: Widen> Kind for Fused<W> {
     unsafe fn put<L: Lanes>(from: *const f32, count: usize, to: *mut f32) {
         // SAFETY: the caller's contract.
         unsafe {
-            for lane in [0, LANES] {
-                let count = count.saturating_sub(lane).min(LANES);
-                let acts = L::load_part(from.wrapping_add(lane), count);
-                let acts = if W::ROUNDS { acts.round_bf16() } else { acts };
-                acts.store(to.add(lane));
+            let (values, scale) = match W::ROUNDING {
+                Rounding::Bytes => rounding::<L>(from, count),
+                _ => (values::<L>(from, count), 1.0),
+            };
+            for (half, values) in values.into_iter().enumerate() {
+                let values = match W::ROUNDING {
+                    Rounding::None => values,
+                    Rounding::Bf16 => values.round_bf16(),
+                    Rounding::Bytes => values.mul(L::splat(scale)),
+                };
+                values.store(to.add(half * LANES));
             }
         }
     }
@@ -178,6 +184,42 @@ impl<W: Widen> Kind for Fused<W> {
             add_products::<L, W>(chunks, &each[..rows], depth, ahead, sums.0.as_mut_ptr().cast(), PANEL);
             finish::<L, W>(panel, &mut sums.0[..rows]);
         }
+    }
+}
+
+/// A chunk of `count` values, zeros beyond.
+///
+/// # Safety
+/// As [`Kind::put`].
+#[inline(always)]
+unsafe fn values<L: Lanes>(from: *const f32, count: usize) -> [L; 2] {
+    // SAFETY: the caller's contract.
+    unsafe {
+        [L::load_part(from, count.min(LANES)), L::load_part(from.wrapping_add(LANES), count.saturating_sub(LANES))]
+    }
+}
+
+/// A chunk of activations as whole numbers of -127 to 127 and their scale, as ggml's `Q8_0` has them: a NaN or an
+/// infinity makes the scale NaN.
+///
+/// # Safety
+/// As [`Kind::put`].
+#[inline(always)]
+pub(crate) unsafe fn rounding<L: Lanes>(from: *const f32, count: usize) -> ([L; 2], f32) {
+    const LARGEST: f32 = 127.0;
+    // SAFETY: the caller's contract.
+    unsafe {
+        let [low, high] = values::<L>(from, count);
+        let zero = L::splat(0.0);
+        let (low_size, high_size) = (low.max(zero.sub(low)), high.max(zero.sub(high)));
+        let largest = low_size.max(high_size).reduce_max();
+        // Beside what is too small for an inverse there is nothing but zero.
+        let inverse = if largest > f32::MIN_POSITIVE * LARGEST { LARGEST / largest } else { 0.0 };
+        // Zero but for a NaN or an infinity, which must not become a number.
+        let strange = low.mul(zero).add(high.mul(zero)).reduce_add();
+        let scale = if inverse > 0.0 { largest / LARGEST } else { 0.0 } + strange;
+        let inverse = L::splat(inverse);
+        ([low.mul(inverse).round(), high.mul(inverse).round()], scale)
     }
 }
 

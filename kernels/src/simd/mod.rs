@@ -17,6 +17,8 @@ pub(crate) mod fused;
 pub(crate) mod kind;
 pub(crate) mod math;
 mod portable;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod quads;
 pub(crate) mod stored;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod tile;
@@ -41,9 +43,8 @@ pub(crate) trait Lanes: Copy {
     unsafe fn store(self, to: *mut f32);
     unsafe fn load_bf16(from: *const u16) -> Self;
     unsafe fn load_f16(from: *const u16) -> Self;
-    unsafe fn load_i8(from: *const u8) -> Self;
-    /// The low halves of sixteen bytes, or the high ones.
-    unsafe fn load_u4(from: *const u8, high: bool) -> Self;
+    /// Of each of sixteen words of four bytes, the bits of `mask` after a shift to the right, as a whole number.
+    unsafe fn load_bits(from: *const u8, shift: u32, mask: u32) -> Self;
     /// The first of each of sixteen neighbouring pairs of bf16 values.
     unsafe fn load_bf16_even(from: *const u16) -> Self;
     /// The second of each pair.

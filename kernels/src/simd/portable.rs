@@ -55,13 +55,9 @@ impl Lanes for Portable {
         Portable(bits.map(|bits| f16::from_bits(bits).to_f32()))
     }
     #[inline(always)]
-    unsafe fn load_i8(from: *const u8) -> Self {
-        Portable(unsafe { from.cast::<[i8; LANES]>().read_unaligned() }.map(f32::from))
-    }
-    #[inline(always)]
-    unsafe fn load_u4(from: *const u8, high: bool) -> Self {
-        let bytes = unsafe { from.cast::<[u8; LANES]>().read_unaligned() };
-        Portable(bytes.map(|byte| f32::from(if high { byte >> 4 } else { byte & 15 })))
+    unsafe fn load_bits(from: *const u8, shift: u32, mask: u32) -> Self {
+        let words = unsafe { from.cast::<[[u8; 4]; LANES]>().read_unaligned() };
+        Portable(words.map(|word| (u32::from_le_bytes(word) >> shift & mask) as f32))
     }
     #[inline(always)]
     unsafe fn load_bf16_even(from: *const u16) -> Self {

@@ -3,14 +3,14 @@
 use super::{LANES, Lanes};
 use crate::buffer::Plain;
 use crate::format::WeightFormat;
-use crate::packed::{CHUNK, PANEL};
+use crate::packed::{CENTRE, CHUNK, PANEL};
 
 /// The weights of one format.
 pub(crate) trait Widen: 'static {
     /// An element of a panel.
     type Weight: Plain;
-    /// Whether activations are rounded to bf16.
-    const ROUNDS: bool = false;
+    /// What is done to activations.
+    const ROUNDING: Rounding = Rounding::None;
     /// Elements of a panel before its first chunk.
     const HEAD_LEN: usize = 0;
     /// Elements of a chunk.
@@ -38,6 +38,16 @@ pub(crate) trait Widen: 'static {
     unsafe fn finish<L: Lanes>(_head: *const Self::Weight, _vector: usize, sums: L) -> L {
         sums
     }
+}
+
+/// What is done to activations before a product.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Rounding {
+    None,
+    /// Rounded to bf16.
+    Bf16,
+    /// Rounded to whole numbers of -127 to 127, under one scale for every chunk.
+    Bytes,
 }
 
 /// f32 weights.
@@ -79,7 +89,7 @@ impl Widen for WidenF16 {
 
 impl<const ROUNDS: bool> Widen for WidenBf16<ROUNDS> {
     type Weight = u16;
-    const ROUNDS: bool = ROUNDS;
+    const ROUNDING: Rounding = if ROUNDS { Rounding::Bf16 } else { Rounding::None };
     type Scale<L: Lanes> = ();
     #[inline(always)]
     unsafe fn scale<L: Lanes>(_: *const u16, _: usize) {}
@@ -93,9 +103,25 @@ impl<const ROUNDS: bool> Widen for WidenBf16<ROUNDS> {
     }
 }
 
+/// Where outputs `16 * vector..` of four neighbouring inputs lie in the codes of a chunk: see `packed.rs`.
+#[inline(always)]
+pub(crate) fn four_at(four: usize, vector: usize) -> usize {
+    4 * (four * PANEL + vector * LANES)
+}
+
+/// Codes of a byte as they are stored, with [`CENTRE`] added.
+///
+/// # Safety
+/// As [`Widen::load`].
+#[inline(always)]
+unsafe fn load_byte<L: Lanes>(codes: *const u8, input: usize, vector: usize) -> L {
+    // SAFETY: the caller's contract.
+    unsafe { L::load_bits(codes.add(four_at(input / 4, vector)), 8 * (input % 4) as u32, 0xff) }
+}
+
 impl Widen for WidenInt8 {
     type Weight = u8;
-    const ROUNDS: bool = true;
+    const ROUNDING: Rounding = Rounding::Bytes;
     const HEAD_LEN: usize = WeightFormat::Int8.head_bytes();
     type Scale<L: Lanes> = ();
     #[inline(always)]
@@ -103,7 +129,7 @@ impl Widen for WidenInt8 {
     #[inline(always)]
     unsafe fn load<L: Lanes>(chunk: *const u8, input: usize, vector: usize, (): ()) -> L {
         // SAFETY: the caller's contract.
-        unsafe { L::load_i8(chunk.add(input * PANEL + vector * LANES)) }
+        unsafe { load_byte::<L>(chunk, input, vector).sub(L::splat(f32::from(CENTRE))) }
     }
     #[inline(always)]
     unsafe fn finish<L: Lanes>(head: *const u8, vector: usize, sums: L) -> L {
@@ -114,7 +140,7 @@ impl Widen for WidenInt8 {
 
 impl Widen for WidenQ8 {
     type Weight = u8;
-    const ROUNDS: bool = true;
+    const ROUNDING: Rounding = Rounding::Bytes;
     const CHUNK_LEN: usize = WeightFormat::Q8_0.chunk_bytes();
     type Scale<L: Lanes> = L;
     #[inline(always)]
@@ -124,15 +150,17 @@ impl Widen for WidenQ8 {
     }
     #[inline(always)]
     unsafe fn load<L: Lanes>(chunk: *const u8, input: usize, vector: usize, scale: L) -> L {
-        let codes = WeightFormat::Q8_0.scale_bytes();
         // SAFETY: the caller's contract.
-        unsafe { L::load_i8(chunk.add(codes + input * PANEL + vector * LANES)).mul(scale) }
+        unsafe {
+            let codes = chunk.add(WeightFormat::Q8_0.scale_bytes());
+            load_byte::<L>(codes, input, vector).sub(L::splat(f32::from(CENTRE))).mul(scale)
+        }
     }
 }
 
 impl Widen for WidenQ4 {
     type Weight = u8;
-    const ROUNDS: bool = true;
+    const ROUNDING: Rounding = Rounding::Bytes;
     const CHUNK_LEN: usize = WeightFormat::Q4K.chunk_bytes();
     /// The scale, and what is added.
     type Scale<L: Lanes> = (L, L);
@@ -147,83 +175,11 @@ impl Widen for WidenQ4 {
     #[inline(always)]
     unsafe fn load<L: Lanes>(chunk: *const u8, input: usize, vector: usize, (scale, addition): (L, L)) -> L {
         const HALF: usize = CHUNK / 2;
-        let codes = WeightFormat::Q4K.scale_bytes();
         // SAFETY: the caller's contract.
         unsafe {
-            let from = chunk.add(codes + input % HALF * PANEL + vector * LANES);
-            L::load_u4(from, input >= HALF).mul_add(scale, addition)
+            let from = chunk.add(WeightFormat::Q4K.scale_bytes() + four_at(input % HALF / 4, vector));
+            let shift = 8 * (input % 4) + if input < HALF { 0 } else { 4 };
+            L::load_bits(from, shift as u32, 0xf).mul_add(scale, addition)
         }
     }
-}
-
-#[cfg(target_arch = "x86_64")]
-pub(crate) use pairs::Pairs;
-
-/// Weights as pairs of bf16.
-#[cfg(target_arch = "x86_64")]
-mod pairs {
-    use std::arch::x86_64::*;
-
-    use super::*;
-    use crate::simd::avx512::Avx512;
-
-    /// Formats whose weights, or codes, are multiplied as bf16.
-    pub(crate) trait Pairs: Widen {
-        /// Whether a panel is pairs of bf16 already.
-        const PLAIN: bool = false;
-
-        /// Outputs `16 * vector..` and inputs `2 * pair` and the next of a chunk, pair by pair; rounded to nearest even.
-        ///
-        /// # Safety
-        /// As [`Widen::load`], with `avx512bf16`.
-        #[inline(always)]
-        unsafe fn pair(chunk: *const Self::Weight, pair: usize, vector: usize, scale: Self::Scale<Avx512>) -> __m512i {
-            // SAFETY: the caller's contract.
-            unsafe {
-                let even = Self::load::<Avx512>(chunk, 2 * pair, vector, scale).0;
-                let odd = Self::load::<Avx512>(chunk, 2 * pair + 1, vector, scale).0;
-                let both = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(odd, even));
-                _mm512_permutexvar_epi16(_mm512_load_si512((&raw const ALTERNATE).cast()), both)
-            }
-        }
-    }
-
-    #[repr(C, align(64))]
-    struct Order([u16; 32]);
-
-    /// Elements 0, 16, 1, 17 and so on.
-    static ALTERNATE: Order = {
-        let mut order = [0; 32];
-        let mut i = 0;
-        while i < 32 {
-            order[i] = (i / 2 + i % 2 * 16) as u16;
-            i += 1;
-        }
-        Order(order)
-    };
-
-    impl Pairs for WidenBf16<true> {
-        const PLAIN: bool = true;
-        #[inline(always)]
-        unsafe fn pair(chunk: *const u16, pair: usize, vector: usize, (): ()) -> __m512i {
-            // SAFETY: the caller's contract.
-            unsafe { _mm512_loadu_si512(chunk.add((pair * PANEL + vector * LANES) * 2).cast()) }
-        }
-    }
-
-    impl Pairs for WidenInt8 {
-        #[inline(always)]
-        unsafe fn pair(chunk: *const u8, pair: usize, vector: usize, (): ()) -> __m512i {
-            // SAFETY: the caller's contract.
-            unsafe {
-                let even = _mm512_castps_si512(Self::load::<Avx512>(chunk, 2 * pair, vector, ()).0);
-                let odd = _mm512_castps_si512(Self::load::<Avx512>(chunk, 2 * pair + 1, vector, ()).0);
-                // A whole number of eight bits is a bf16: the low halves are zero.
-                _mm512_or_si512(_mm512_srli_epi32::<16>(even), odd)
-            }
-        }
-    }
-
-    impl Pairs for WidenQ8 {}
-    impl Pairs for WidenQ4 {}
 }
