@@ -2,6 +2,7 @@
 import subprocess
 
 import machine
+from rows import asked
 
 FOREVER = str(10**9)
 
@@ -16,7 +17,7 @@ def neighbours(engines, rows, count, settings, reps, gen_len, say):
                     pair = dict(row=row.name, engine=engine)
                     for beside in (False, True)[::1 if index % 2 == 0 else -1]:
                         say(f"pair {index + 1} of {count}: {row.name}, {engine}{' beside a neighbour' if beside else ''}")
-                        run = lambda *pids: engines.run(engine, row.size, row.format, settings(engine, row), beside=pids, **row.asked(reps, gen_len))
+                        run = lambda *pids: engines.run(engine, row.size, row.format, settings(engine, row), beside=pids, **asked([row], reps, gen_len))
                         pair["beside" if beside else "alone"] = with_neighbour(binary, run) if beside else run()
                     found.append(pair)
     return found

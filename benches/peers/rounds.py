@@ -1,23 +1,47 @@
 """The rows, engines in turn: every ratio is taken within a round."""
+from rows import asked, only
 
 
 def rounds(engines, rows, count, settings, reps, gen_len, say):
     """`count` rounds of every row. A row that moetrail cannot do is left out; a peer that fails is left out of the row."""
     found, out = [], set()
     for index in range(count):
-        for row in rows:
-            runs = {}
+        for group in groups(rows):
+            runs = {row.name: {} for row in group}
             # Whoever runs later may find a warmer or a slower machine: the order alternates.
-            for engine in ("moetrail", *row.peers)[::1 if index % 2 == 0 else -1]:
-                if (row.name, engine) in out or (row.name, "moetrail") in out:
-                    continue
-                say(f"round {index + 1} of {count}: {row.name}, {engine}")
-                runs[engine] = engines.run(engine, row.size, row.format, settings(engine, row), **row.asked(reps, gen_len))
-                if "error" in runs[engine]:
-                    out.add((row.name, engine))
-            if runs:
-                found.append(dict(row=row.name, round=index, order=list(runs), runs=runs))
+            for engine in ("moetrail", *dict.fromkeys(peer for row in group for peer in row.peers))[::1 if index % 2 == 0 else -1]:
+                left = [row for row in group if engine in ("moetrail", *row.peers) and not {(row.name, engine), (row.name, "moetrail")} & out]
+                for format, chosen, together in processes(engine, left, settings):
+                    say(f"round {index + 1} of {count}: {engine}, {', '.join(row.name for row in together)}")
+                    run = engines.run(engine, group[0].size, format, chosen, **asked(list(unique(together)), reps, gen_len))
+                    for row in together:
+                        runs[row.name][engine] = only(run, row)
+                        if "error" in run:
+                            out.add((row.name, engine))
+            found += [dict(row=name, round=index, order=list(each), runs=each) for name, each in runs.items() if each]
     return found
+
+
+def groups(rows):
+    """Rows that a peer can measure in one process: of one file, with contexts of one length."""
+    found = {}
+    for row in rows:
+        found.setdefault((row.size, row.file, row.context), []).append(row)
+    return found.values()
+
+
+def processes(engine, rows, settings):
+    """(format, settings, rows) of every process of an engine: to peers, int8 and q8_0 are one."""
+    found = {}
+    for row in rows:
+        chosen, format = settings(engine, row), row.format if engine == "moetrail" else row.file
+        found.setdefault((format, *sorted(chosen.items())), (format, chosen, []))[2].append(row)
+    return found.values()
+
+
+def unique(rows):
+    """Rows that differ in what is measured."""
+    return {row.key: row for row in rows}.values()
 
 
 def scores(engines, rows, settings, tokens, say):

@@ -37,13 +37,6 @@ class Row:
     def long(self):
         return self.context > DECODE_PROMPT
 
-    def asked(self, reps, gen_len):
-        """How an engine is asked for it. `small` is over in a moment: more repetitions; a long prompt takes very long: one."""
-        reps = 1 if self.long else reps * 4 if self.size == "small" else reps
-        if self.measure == "prefill":
-            return dict(prompt_len=[self.count], batch=[], reps=reps)
-        return dict(prompt_len=[], batch=[self.count], context=self.context, gen_len=gen_len, reps=reps)
-
     def result(self, report):
         """What an engine found, among the results that it printed."""
         name = "tokens" if self.measure == "prefill" else "batch"
@@ -52,6 +45,19 @@ class Row:
     def rate(self, report):
         """Tokens per second, the median of the repetitions."""
         return median(self.result(report)["tokens_per_second"])
+
+
+def asked(rows, reps, gen_len):
+    """How an engine is asked for rows of one checkpoint. `small` is over in a moment: more repetitions; a long prompt takes very long: one."""
+    first = rows[0]
+    counts = lambda measure: [row.count for row in rows if row.measure == measure]
+    return dict(prompt_len=counts("prefill"), batch=counts("decode"), context=first.context, gen_len=gen_len,
+                reps=1 if first.long else reps * 4 if first.size == "small" else reps)
+
+
+def only(run, row):
+    """Of a run that measured several rows, what belongs to one."""
+    return run if "error" in run else dict(run, report=dict(run["report"], results=[row.result(run["report"])]))
 
 
 LLAMA = ("llama_cpp",)

@@ -16,12 +16,16 @@ def grid(peer, file, threads, compile, quick):
         return [dict(threads=sorted({1, threads}))]  # this worker tries all by itself
     if peer == "vllm":
         return [dict(batched_tokens=tokens, compile=compiled)
-                for compiled, tokens in product([False, True] if compile else [False], [2048] if quick else [512, 2048, 8192])]
+                for compiled, tokens in product([False, True] if compile else [False], [2048] if quick else [512, 2048])]
+    # Forms of attention and of weights together; then, from the one that prefills fastest, sizes of a batch and one thread.
     # Repacked weights crash with q8_0 in this version of llama.cpp.
     buffers = [False, True] if file == "bf16" else [False]
-    found = [dict(threads=threads, flash_attn=flash, n_ubatch=ubatch, extra_bufts=extra)
-             for ubatch, flash, extra in product([512] if quick else [512, 128, 2048], [1, 0], buffers)]
-    return found + [dict(setting, threads=1) for setting in found[:len(buffers)]]
+    return [dict(threads=threads, flash_attn=flash, n_ubatch=512, extra_bufts=extra) for flash, extra in product([1, 0], buffers)]
+
+
+def refined(best, quick):
+    """llama.cpp's settings that are tried from the best of its grid on."""
+    return [dict(best, n_ubatch=size) for size in ([] if quick else [128, 2048])] + [dict(best, threads=1)]
 
 
 class Search:
@@ -56,6 +60,11 @@ class Search:
             self.trial(settings, short)
         for row in short:
             self.choose(row)
+        if short and self.peer == "llama_cpp" and self.chosen:
+            for settings in refined(next(iter(self.chosen.values())), quick):
+                self.trial(settings, short)
+            for row in short:
+                self.choose(row)
         for row in self.rows:
             if row.long and self.peer == "llama_cpp":
                 base = self.chosen.get("decode b1") or default(self.peer, self.engines.threads)
