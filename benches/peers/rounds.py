@@ -13,7 +13,7 @@ def rounds(engines, rows, count, settings, reps, gen_len, say):
                 left = [row for row in group if engine in ("moetrail", *row.peers) and not {(row.name, engine), (row.name, "moetrail")} & out]
                 for format, chosen, together in processes(engine, left, settings):
                     say(f"round {index + 1} of {count}: {engine}, {', '.join(row.name for row in together)}")
-                    run = engines.run(engine, group[0].size, format, chosen, **asked(list(unique(together)), reps, gen_len))
+                    run = engines.run(engine, group[0].size, format, chosen, **asked(together, reps, gen_len))
                     for row in together:
                         runs[row.name][engine] = only(run, row)
                         if "error" in run:
@@ -37,11 +37,6 @@ def processes(engine, rows, settings):
         chosen, format = settings(engine, row), row.format if engine == "moetrail" else row.file
         found.setdefault((format, *sorted(chosen.items())), (format, chosen, []))[2].append(row)
     return found.values()
-
-
-def unique(rows):
-    """Rows that differ in what is measured."""
-    return {row.key: row for row in rows}.values()
 
 
 def scores(engines, rows, settings, tokens, say):

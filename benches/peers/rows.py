@@ -49,10 +49,13 @@ class Row:
 
 def asked(rows, reps, gen_len):
     """How an engine is asked for rows of one checkpoint. `small` is over in a moment: more repetitions; a long prompt takes very long: one."""
-    first = rows[0]
-    counts = lambda measure: [row.count for row in rows if row.measure == measure]
-    return dict(prompt_len=counts("prefill"), batch=counts("decode"), context=first.context, gen_len=gen_len,
-                reps=1 if first.long else reps * 4 if first.size == "small" else reps)
+    return dict(measures(rows), gen_len=gen_len, reps=1 if rows[0].long else reps * 4 if rows[0].size == "small" else reps)
+
+
+def measures(rows):
+    """What rows of one checkpoint measure, once each."""
+    counts = lambda measure: list(dict.fromkeys(row.count for row in rows if row.measure == measure))
+    return dict(prompt_len=counts("prefill"), batch=counts("decode"), context=rows[0].context)
 
 
 def only(run, row):

@@ -1,6 +1,8 @@
 """The fastest settings of each peer, by trials, for every measure on its own: as a user would choose them."""
 from itertools import product
 
+from rows import measures
+
 REPS, GEN_LEN = 2, 17
 
 
@@ -17,7 +19,7 @@ def grid(peer, file, threads, compile, quick):
     if peer == "vllm":
         return [dict(batched_tokens=tokens, compile=compiled)
                 for compiled, tokens in product([False, True] if compile else [False], [2048] if quick else [512, 2048])]
-    # Forms of attention and of weights together; then, from the one that prefills fastest, sizes of a batch and one thread.
+    # Forms of attention and of weights together; then, from what is best for the first row, sizes of a batch and one thread.
     # Repacked weights crash with q8_0 in this version of llama.cpp.
     buffers = [False, True] if file == "bf16" else [False]
     return [dict(threads=threads, flash_attn=flash, n_ubatch=512, extra_bufts=extra) for flash, extra in product([1, 0], buffers)]
@@ -37,8 +39,7 @@ class Search:
 
     def trial(self, settings, rows):
         self.say(f"trial: {self.peer}, {self.size} {self.file}, {settings}")
-        asked = dict(prompt_len=[row.count for row in rows if row.measure == "prefill"], batch=[row.count for row in rows if row.measure == "decode"])
-        asked.update(context=rows[0].context, gen_len=GEN_LEN, reps=1 if rows[0].long else REPS)
+        asked = dict(measures(rows), gen_len=GEN_LEN, reps=1 if rows[0].long else REPS)
         run = self.engines.run(self.peer, self.size, self.file, settings, **asked)
         if "error" in run:
             return self.trials.append(dict(settings=settings, error=run["error"]))
@@ -53,24 +54,23 @@ class Search:
             own = best["results"][row.key].get("chosen")
             self.chosen[row.key] = {name: own[name] for name in ("threads", "experts")} if own else best["settings"]
 
+    def tries(self, settings, rows):
+        """A trial of each, then the choice for every row."""
+        for each in settings:
+            self.trial(each, rows)
+        for row in rows:
+            self.choose(row)
+
     def run(self, compile, quick):
         # Batch 32 takes the settings of batch 8. A long context takes those of batch 1, but for llama.cpp's form of attention.
         short = [row for row in self.rows if not row.long and not (row.measure == "decode" and row.count > 8)]
-        for settings in grid(self.peer, self.file, self.engines.threads, compile, quick) if short else []:
-            self.trial(settings, short)
-        for row in short:
-            self.choose(row)
+        self.tries(grid(self.peer, self.file, self.engines.threads, compile, quick) if short else [], short)
         if short and self.peer == "llama_cpp" and self.chosen:
-            for settings in refined(next(iter(self.chosen.values())), quick):
-                self.trial(settings, short)
-            for row in short:
-                self.choose(row)
+            self.tries(refined(next(iter(self.chosen.values())), quick), short)
         for row in self.rows:
             if row.long and self.peer == "llama_cpp":
                 base = self.chosen.get("decode b1") or default(self.peer, self.engines.threads)
-                for flash in (1, 0):
-                    self.trial(dict(base, flash_attn=flash), [row])
-                self.choose(row)
+                self.tries([dict(base, flash_attn=flash) for flash in (1, 0)], [row])
         return dict(trials=self.trials, chosen=self.chosen)
 
 

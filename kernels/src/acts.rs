@@ -64,9 +64,10 @@ impl<K: Kind> Body for PutRows<'_, K> {
 
     #[inline(always)]
     unsafe fn run<L: Lanes>(self) {
+        let blocks = (self.block, self.width.next_multiple_of(CHUNK));
         for (row, x) in self.x.chunks_exact(self.width).enumerate() {
             // SAFETY: the row has `width` elements, and its block is there.
-            unsafe { put_row::<L, K>(x.as_ptr(), self.width, self.block, self.acts.as_mut_ptr(), row) };
+            unsafe { put_row::<L, K>(x.as_ptr(), self.width, blocks, self.acts.as_mut_ptr(), row, 0) };
         }
     }
 }

@@ -18,7 +18,7 @@ use crate::pool;
 use crate::product::{ByKind, by_kind};
 use crate::scratch::Scratch;
 use crate::simd::ahead::Walk;
-use crate::simd::kind::{Kind, Sums, chunk_at};
+use crate::simd::kind::{Kind, Sums, chunk_at, put_row};
 use crate::simd::math::silu_mul;
 use crate::simd::{Body, LANES, Lanes};
 
@@ -119,16 +119,8 @@ impl<K: Kind> Body for Put<'_, K> {
     unsafe fn run<L: Lanes>(self) {
         let PutMiddle { rows, width, depth, first_row, first_chunk, to } = self.0;
         for (i, row) in rows.iter().enumerate() {
-            let mut lane = 0;
-            while lane < width {
-                let at = chunk_at(K::BLOCK, depth, first_row + i, first_chunk + lane / CHUNK);
-                // SAFETY: the contract of `put_middle`.
-                unsafe {
-                    let to = to.cast::<K::Act>().add(at);
-                    K::put::<L>(row.as_ptr().add(lane), (width - lane).min(CHUNK), to);
-                }
-                lane += CHUNK;
-            }
+            // SAFETY: the contract of `put_middle`.
+            unsafe { put_row::<L, K>(row.as_ptr(), width, (K::BLOCK, depth), to.cast(), first_row + i, first_chunk) };
         }
     }
 }

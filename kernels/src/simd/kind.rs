@@ -97,7 +97,7 @@ pub(crate) fn chunk_at(block: usize, depth: usize, row: usize, chunk: usize) -> 
     row / block * block * depth + chunk * block * CHUNK + row % block * CHUNK
 }
 
-/// One row's activations from `width` values, in blocks of `block` rows.
+/// Activations of a row from `width` values, from chunk `first_chunk` on, in blocks of `block` rows of `depth` inputs.
 ///
 /// # Safety
 /// As the methods of [`Lanes`]; `from` has `width` elements, `acts` holds the whole block of the row.
@@ -105,16 +105,16 @@ pub(crate) fn chunk_at(block: usize, depth: usize, row: usize, chunk: usize) -> 
 pub(crate) unsafe fn put_row<L: Lanes, K: Kind>(
     from: *const f32,
     width: usize,
-    block: usize,
+    (block, depth): (usize, usize),
     acts: *mut K::Act,
     row: usize,
+    first_chunk: usize,
 ) {
-    let depth = width.next_multiple_of(CHUNK);
     let mut at = 0;
     while at < width {
         // SAFETY: the caller's contract; the chunk lies inside the row.
         unsafe {
-            let to = acts.add(chunk_at(block, depth, row, at / CHUNK));
+            let to = acts.add(chunk_at(block, depth, row, first_chunk + at / CHUNK));
             K::put::<L>(from.add(at), (width - at).min(CHUNK), to);
         }
         at += CHUNK;

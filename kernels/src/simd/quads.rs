@@ -5,16 +5,14 @@
 use std::arch::x86_64::*;
 use std::marker::PhantomData;
 
-use half::f16;
-
 use super::ahead::Ahead;
-use super::avx512;
+use super::avx512::{self, Avx512};
 use super::kind::{Kind, Sums, finish, rounding};
-use super::widen::{Widen, WidenInt8, WidenQ4, WidenQ8, four_at};
+use super::widen::{Widen, WidenInt8, WidenQ4, WidenQ8};
 use super::{Body, LANES, Lanes};
 use crate::form::Form;
 use crate::format::WeightFormat;
-use crate::packed::{CENTRE, CHUNK, PANEL};
+use crate::packed::{CENTRE, CHUNK, PANEL, PackedShape};
 
 /// A few rows in registers.
 pub(crate) struct Quads<W>(PhantomData<W>);
@@ -24,9 +22,6 @@ const VECTORS: usize = PANEL / LANES;
 
 /// Fours of a chunk.
 const FOURS: usize = CHUNK / 4;
-
-/// Rows whose sums leave room for the weights in registers.
-const ROWS: usize = 6;
 
 // Words of a chunk of activations: their codes in fours, and what belongs to all of them.
 const SCALE: usize = FOURS;
@@ -63,14 +58,14 @@ unsafe fn shared(acts: *const i32, word: usize) -> __m512 {
     unsafe { _mm512_set1_ps(*acts.add(word).cast::<f32>()) }
 }
 
-/// Sixteen scales.
+/// Sixteen outputs' bytes of four neighbouring inputs.
 ///
 /// # Safety
 /// They are there; inside [`avx512::run_dots`].
 #[inline(always)]
-unsafe fn halves(from: *const u8) -> __m512 {
+unsafe fn bytes(codes: *const u8, four: usize, vector: usize) -> __m512i {
     // SAFETY: the caller's contract.
-    unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.cast())) }
+    unsafe { _mm512_loadu_si512(codes.add(PackedShape::code_position(vector * LANES, 4 * four)).cast()) }
 }
 
 impl Codes for WidenInt8 {
@@ -78,7 +73,7 @@ impl Codes for WidenInt8 {
     #[inline(always)]
     unsafe fn codes(chunk: *const u8, four: usize, vector: usize) -> __m512i {
         // SAFETY: the caller's contract.
-        unsafe { _mm512_loadu_si512(chunk.add(four_at(four, vector)).cast()) }
+        unsafe { bytes(chunk, four, vector) }
     }
     #[inline(always)]
     unsafe fn add(_: *const u8, _: usize, dots: __m512, acts: *const i32, sum: __m512) -> __m512 {
@@ -92,13 +87,13 @@ impl Codes for WidenQ8 {
     #[inline(always)]
     unsafe fn codes(chunk: *const u8, four: usize, vector: usize) -> __m512i {
         // SAFETY: the caller's contract.
-        unsafe { _mm512_loadu_si512(chunk.add(WeightFormat::Q8_0.scale_bytes() + four_at(four, vector)).cast()) }
+        unsafe { bytes(chunk.add(WeightFormat::Q8_0.scale_bytes()), four, vector) }
     }
     #[inline(always)]
     unsafe fn add(chunk: *const u8, vector: usize, dots: __m512, acts: *const i32, sum: __m512) -> __m512 {
-        // SAFETY: the caller's contract; scales come first in a chunk.
+        // SAFETY: the caller's contract.
         unsafe {
-            let scales = halves(chunk.add(size_of::<f16>() * vector * LANES));
+            let scales = Self::scale::<Avx512>(chunk, vector).0;
             _mm512_fmadd_ps(dots, _mm512_mul_ps(scales, shared(acts, SCALE)), sum)
         }
     }
@@ -110,8 +105,7 @@ impl Codes for WidenQ4 {
     unsafe fn codes(chunk: *const u8, four: usize, vector: usize) -> __m512i {
         // SAFETY: the caller's contract.
         unsafe {
-            let from = chunk.add(WeightFormat::Q4K.scale_bytes() + four_at(four % (FOURS / 2), vector));
-            let both = _mm512_loadu_si512(from.cast());
+            let both = bytes(chunk.add(WeightFormat::Q4K.scale_bytes()), four % (FOURS / 2), vector);
             // The codes of the second half of the inputs are the high halves.
             let low = if four < FOURS / 2 { both } else { _mm512_srli_epi16::<4>(both) };
             _mm512_and_si512(low, _mm512_set1_epi8(15))
@@ -119,10 +113,9 @@ impl Codes for WidenQ4 {
     }
     #[inline(always)]
     unsafe fn add(chunk: *const u8, vector: usize, dots: __m512, acts: *const i32, sum: __m512) -> __m512 {
-        // SAFETY: the caller's contract; scales and negated minima come first in a chunk.
+        // SAFETY: the caller's contract.
         unsafe {
-            let at = chunk.add(size_of::<f16>() * vector * LANES);
-            let (scales, minima) = (halves(at), halves(at.add(size_of::<f16>() * PANEL)));
+            let (Avx512(scales), Avx512(minima)) = Self::scale::<Avx512>(chunk, vector);
             let sum = _mm512_fmadd_ps(dots, _mm512_mul_ps(scales, shared(acts, SCALE)), sum);
             _mm512_fmadd_ps(minima, shared(acts, TOTAL), sum)
         }
@@ -135,7 +128,8 @@ impl<W: Codes> Kind for Quads<W> {
     type Act = u16;
     const HEAD_LEN: usize = W::HEAD_LEN;
     const CHUNK_LEN: usize = W::CHUNK_LEN;
-    const ROWS: usize = ROWS;
+    /// Their sums leave room for the weights in registers.
+    const ROWS: usize = 6;
     const BLOCK: usize = 1;
     type Session = ();
 
@@ -151,8 +145,8 @@ impl<W: Codes> Kind for Quads<W> {
     unsafe fn put<L: Lanes>(from: *const f32, count: usize, to: *mut u16) {
         // SAFETY: the caller's contract.
         unsafe {
-            let ([low, high], scale) = rounding::<L>(from, count);
-            let codes = [low, high].map(|values| _mm512_cvtps_epi32(_mm512_loadu_ps(values.to_array().as_ptr())));
+            let ([Avx512(low), Avx512(high)], scale) = rounding::<Avx512>(from, count);
+            let codes = [_mm512_cvtps_epi32(low), _mm512_cvtps_epi32(high)];
             let to = to.cast::<i32>();
             for (half, codes) in codes.into_iter().enumerate() {
                 _mm_storeu_si128(to.add(half * FOURS / 2).cast(), _mm512_cvtepi32_epi8(codes));

@@ -3,7 +3,7 @@
 use super::{LANES, Lanes};
 use crate::buffer::Plain;
 use crate::format::WeightFormat;
-use crate::packed::{CENTRE, CHUNK, PANEL};
+use crate::packed::{CENTRE, CHUNK, PANEL, PackedShape};
 
 /// The weights of one format.
 pub(crate) trait Widen: 'static {
@@ -103,12 +103,6 @@ impl<const ROUNDS: bool> Widen for WidenBf16<ROUNDS> {
     }
 }
 
-/// Where outputs `16 * vector..` of four neighbouring inputs lie in the codes of a chunk: see `packed.rs`.
-#[inline(always)]
-pub(crate) fn four_at(four: usize, vector: usize) -> usize {
-    4 * (four * PANEL + vector * LANES)
-}
-
 /// Codes of a byte as they are stored, with [`CENTRE`] added.
 ///
 /// # Safety
@@ -116,7 +110,9 @@ pub(crate) fn four_at(four: usize, vector: usize) -> usize {
 #[inline(always)]
 unsafe fn load_byte<L: Lanes>(codes: *const u8, input: usize, vector: usize) -> L {
     // SAFETY: the caller's contract.
-    unsafe { L::load_bits(codes.add(four_at(input / 4, vector)), 8 * (input % 4) as u32, 0xff) }
+    unsafe {
+        L::load_bits(codes.add(PackedShape::code_position(vector * LANES, input / 4 * 4)), 8 * (input % 4) as u32, 0xff)
+    }
 }
 
 impl Widen for WidenInt8 {
@@ -177,7 +173,9 @@ impl Widen for WidenQ4 {
         const HALF: usize = CHUNK / 2;
         // SAFETY: the caller's contract.
         unsafe {
-            let from = chunk.add(WeightFormat::Q4K.scale_bytes() + four_at(input % HALF / 4, vector));
+            let from = chunk
+                .add(WeightFormat::Q4K.scale_bytes())
+                .add(PackedShape::code_position(vector * LANES, input % HALF / 4 * 4));
             let shift = 8 * (input % 4) + if input < HALF { 0 } else { 4 };
             L::load_bits(from, shift as u32, 0xf).mul_add(scale, addition)
         }
