@@ -103,14 +103,18 @@ impl Form {
     }
 }
 
+/// Whether the processor is Intel's. Asked once: under a hypervisor the instruction takes as long as a kernel.
 #[cfg(target_arch = "x86_64")]
-fn is_intel() -> bool {
-    let leaf = std::arch::x86_64::__cpuid(0);
-    [leaf.ebx, leaf.edx, leaf.ecx].map(u32::to_le_bytes).concat() == b"GenuineIntel"
+pub(crate) fn is_intel() -> bool {
+    static INTEL: OnceLock<bool> = OnceLock::new();
+    *INTEL.get_or_init(|| {
+        let leaf = std::arch::x86_64::__cpuid(0);
+        [leaf.ebx, leaf.edx, leaf.ecx].map(u32::to_le_bytes).concat() == b"GenuineIntel"
+    })
 }
 
 #[cfg(not(target_arch = "x86_64"))]
-fn is_intel() -> bool {
+pub(crate) fn is_intel() -> bool {
     false
 }
 

@@ -92,7 +92,7 @@ unsafe fn dots<L: Lanes, const M: usize>(
         let mut totals = [[_mm512_setzero_ps(); VECTORS]; M];
         for _ in 0..depth / CHUNK {
             for pair in 0..CHUNK / 2 {
-                if M < Dot::ROWS && pair % (CHUNK / 8) == 0 {
+                if pair % (CHUNK / 8) == 0 {
                     ahead.ask::<L, 4>();
                 }
                 let mut weights = [_mm512_setzero_si512(); VECTORS];
