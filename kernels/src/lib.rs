@@ -28,6 +28,7 @@ mod linear;
 mod norm;
 mod pack;
 mod packed;
+mod patience;
 pub mod pool;
 mod product;
 mod qkv;

@@ -2,7 +2,8 @@
 //!
 //! Each thread takes the tasks of a range of its own, one after the other, so that it walks through neighbouring memory,
 //! and then those that other threads have not come to; the caller never waits for a worker that has not begun. Workers
-//! spin for a short while after a job, because the next kernel of a decode step follows within microseconds, then park.
+//! spin for a while after a job, because the next kernel of a decode step follows within microseconds, then park: how long,
+//! [`Patience`] says.
 
 use std::any::Any;
 use std::cell::{RefCell, UnsafeCell};
@@ -11,12 +12,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::{JoinHandle, Thread};
-use std::time::{Duration, Instant};
 
 use crate::affinity;
-
-/// How long an idle worker looks for the next job before it parks.
-const SPIN: Duration = Duration::from_micros(20);
+use crate::patience::Patience;
 
 static GLOBAL: OnceLock<Arc<Pool>> = OnceLock::new();
 static CONFIGURED: AtomicUsize = AtomicUsize::new(0);
@@ -87,6 +85,7 @@ struct Shared {
     /// The caller of the job, where it sleeps until the workers have left.
     caller: Mutex<Option<Thread>>,
     waiting: AtomicBool,
+    patience: Patience,
 }
 
 /// A counter with a cache line to itself (two, as the processor fetches them in pairs).
@@ -126,6 +125,7 @@ impl Pool {
             parked: (0..count).map(|_| AtomicBool::new(false)).collect(),
             caller: Mutex::new(None),
             waiting: AtomicBool::new(false),
+            patience: Patience::new(),
         });
         // A machine that refuses a thread still serves, with the threads it did give.
         let workers = (0..count)
@@ -249,14 +249,9 @@ impl Shared {
     /// that leaves last wakes it. (To yield in a loop instead would cost it its own share of the cores.)
     fn wait_until_left(&self) {
         let left = || self.state.load(Ordering::SeqCst) & JOINED == 0;
-        let start = Instant::now();
-        while start.elapsed() < SPIN {
-            for _ in 0..32 {
-                if left() {
-                    return;
-                }
-                std::hint::spin_loop();
-            }
+        self.patience.notice();
+        if self.patience.spin(|| left().then_some(())).is_some() {
+            return;
         }
         *self.caller.lock().unwrap_or_else(PoisonError::into_inner) = Some(std::thread::current());
         self.waiting.store(true, Ordering::SeqCst);
@@ -268,6 +263,7 @@ impl Shared {
 
     /// Leaves a job; the last one to leave a closed job wakes the caller if it sleeps.
     fn leave(&self) {
+        self.patience.notice();
         let before = self.state.fetch_sub(1, Ordering::SeqCst);
         if before & (OPEN | JOINED) == 1 && self.waiting.load(Ordering::SeqCst) {
             let caller = self.caller.lock().unwrap_or_else(PoisonError::into_inner);
@@ -293,15 +289,10 @@ impl Shared {
     /// The open state of a job this worker has not seen; none when the pool stops.
     fn next_job(&self, index: usize, seen: u64) -> Option<u64> {
         loop {
-            let start = Instant::now();
-            while start.elapsed() < SPIN {
-                for _ in 0..32 {
-                    let state = self.state.load(Ordering::Acquire);
-                    if state & OPEN != 0 && state >> 17 != seen {
-                        return Some(state);
-                    }
-                    std::hint::spin_loop();
-                }
+            let open =
+                || Some(self.state.load(Ordering::Acquire)).filter(|state| state & OPEN != 0 && state >> 17 != seen);
+            if let Some(state) = self.patience.spin(open) {
+                return Some(state);
             }
             self.parked[index].store(true, Ordering::SeqCst);
             let state = self.state.load(Ordering::SeqCst);
