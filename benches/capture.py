@@ -1,28 +1,15 @@
-"""Capture on against capture off: fresh processes in pairs, alternately first."""
-from report import interval, keys, median, rates
+"""Capture on against capture off: in pairs, alternately first, in one process and over the same weights (`moetrail bench --capture-pairs`)."""
+from report import interval, median
 
 
-def pairs(run, count, say):
-    """`count` pairs of run(capture)."""
-    found = []
-    for index in range(count):
-        say(f"capture on and off, pair {index + 1} of {count}")
-        order = [True, False] if index % 2 == 0 else [False, True]
-        found.append({("on" if capture else "off"): run(capture) for capture in order})
-    return found
+def summary(run):
+    """Speed with capture over speed without, pair by pair."""
+    return [compared(found) for found in run["report"]["capture_pairs"]] if "report" in run else []
 
 
-def compared(pairs, value, **name):
-    """A figure with capture over the same figure without, pair by pair."""
-    ratios = [value(pair["on"]) / value(pair["off"]) for pair in pairs]
+def compared(found):
+    ratios = [on / off for on, off in zip(found["on"], found["off"])]
     low, high = interval(ratios)
-    return dict(**name, pairs=len(ratios), median=median(ratios), low=low, high=high, ratios=ratios)
-
-
-def summary(pairs):
-    """Speed with capture over speed without, and the same of processor time, which a busy machine disturbs less."""
-    if not pairs:
-        return []
-    lines = [compared(pairs, lambda run: median(rates(run, measure, batch)), measure=measure, batch=batch, tokens=tokens)
-             for measure, batch, tokens in keys(pairs[0]["on"])]
-    return lines + [compared(pairs, lambda run: run["cpu_seconds"], measure="cpu")]
+    # A prefill is named by its tokens, a decode by its batch.
+    name = dict(tokens=found["count"], batch=None) if found["measure"] == "prefill" else dict(tokens=None, batch=found["count"])
+    return dict(measure=found["measure"], **name, pairs=len(ratios), median=median(ratios), low=low, high=high)

@@ -37,7 +37,7 @@ def arguments():
     ap.add_argument("--prompt-len", type=int, default=512)
     ap.add_argument("--batch", default="1,8")
     ap.add_argument("--gen-len", type=int, default=33)
-    ap.add_argument("--pairs", type=int, default=20, help="pairs of runs with and without capture")
+    ap.add_argument("--pairs", type=int, default=60, help="pairs of measures with and without capture")
     ap.add_argument("--pair-prompt-len", type=int, default=128)
     ap.add_argument("--pair-gen-len", type=int, default=17)
     ap.add_argument("--lull", type=float, default=3, help="seconds to wait at most, before each run, for others to be idle")
@@ -65,12 +65,12 @@ def watched(a, command):
     return run
 
 
-def moetrail(a, prompt_len, gen_len, reps, rows=True):
+def moetrail(a, prompt_len, gen_len, reps, pairs=0):
     # A short context keeps the KV pool small, so that the bound on memory means something.
     longest = max(prompt_len, 32 + gen_len) + 1
     command = [a.binary, "bench", a.checkpoint, "--dtype", "bfloat16", "--threads", a.threads, "--max-model-len", longest,
-               "--prompt-len", prompt_len, "--batch", a.batch, "--gen-len", gen_len, "--reps", reps]
-    run = watched(a, command + ([] if rows else ["--no-capture"]))
+               "--prompt-len", prompt_len, "--batch", a.batch, "--gen-len", gen_len, "--reps", reps, "--capture-pairs", pairs]
+    run = watched(a, command)
     stderr = run.pop("stderr")
     return dict(run, engine="moetrail", **{field: logged(stderr, field) for field in ("packed_mib", "kv_mib", "ring_kib")})
 
@@ -91,15 +91,15 @@ def main():
     say("limits of the machine")
     machine.wait_for_lull(a.lull)
     result = dict(date=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), quick=a.quick, threads=a.threads, machine=machine.describe(),
-                  versions=machine.versions(a.binary), checkpoint=Weights(a.checkpoint).summary(), limits=[machine.limits(a.threads)], rounds=[],
-                  pairs=[])
+                  versions=machine.versions(a.binary), checkpoint=Weights(a.checkpoint).summary(), limits=[machine.limits(a.threads)], rounds=[])
     for index in range(a.rounds):
         say(f"round {index + 1} of {a.rounds}")
         runs = [lambda: moetrail(a, a.prompt_len, a.gen_len, a.reps), lambda: transformers(a)]
         # Whoever runs second may find a warmer or a slower machine: the order alternates.
         found = [run() for run in (runs if index % 2 == 0 else runs[::-1])]
         result["rounds"].append({run["engine"]: run for run in found})
-    result["pairs"] = capture.pairs(lambda on: moetrail(a, a.pair_prompt_len, a.pair_gen_len, reps=1, rows=on), a.pairs, say)
+    say(f"{a.pairs} pairs with capture and without")
+    result["pairs"] = moetrail(a, a.pair_prompt_len, a.pair_gen_len, reps=0, pairs=a.pairs)
     # Once more at the end: the best of both is the limit, should the machine have been busy or slow at one of them.
     machine.wait_for_lull(a.lull)
     result["limits"].append(machine.limits(a.threads))

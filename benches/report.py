@@ -23,15 +23,15 @@ def of_peaks(gflop_s, limit):
     return {name: gflop_s / limit[name] for name in ("f32_gflop_s", "bf16_dot_gflop_s", "bf16_tile_gflop_s") if name in limit}
 
 
-def best_limits(result):
-    """The highest figure seen of each limit, by number of threads."""
-    best = {}
+def usual_limits(result):
+    """Each limit by number of threads: the highest figure of every look at it, and of these the median. Where the host has other
+    guests, memory may be half as fast again for a minute; rates are medians over rounds, too."""
+    seen = {}
     for limits in result["limits"]:
         for found in limits:
             for name, value in found.items():
-                entry = best.setdefault(str(found["threads"]), {})
-                entry[name] = max(entry.get(name, 0), value)
-    return best
+                seen.setdefault(str(found["threads"]), {}).setdefault(name, []).append(value)
+    return {threads: {name: median(values) for name, values in found.items()} for threads, found in seen.items()}
 
 
 def keys(run):
@@ -72,7 +72,7 @@ def memory(result):
 
 def summary(result, weights, captured):
     """Everything that the table shows; `captured` as capture.py sums it up."""
-    limit = best_limits(result)
+    limit = usual_limits(result)
     runs = [run for group in result["rounds"] + result["pairs"] for run in group.values()]
     return dict(limits=limit,
                 speed=[speed(result, weights, limit[str(result["threads"])], *key) for key in keys(result["rounds"][0]["moetrail"])],
@@ -83,8 +83,6 @@ def summary(result, weights, captured):
 
 
 def label(line):
-    if line["measure"] == "cpu":
-        return "processor seconds of the whole process, load and self-check included"
     return f"prefill {line['tokens']}" if line["measure"] == "prefill" else f"decode, batch {line['batch']}"
 
 

@@ -2,10 +2,11 @@
 from rows import asked, only
 
 
-def rounds(engines, rows, count, settings, reps, gen_len, say):
-    """`count` rounds of every row. A row that moetrail cannot do is left out; a peer that fails is left out of the row."""
+def rounds(engines, rows, count, settings, reps, gen_len, say, before):
+    """`count` rounds of every row, and what is to be done before each. A row that moetrail cannot do is left out; a peer that fails is left out of the row."""
     found, out = [], set()
     for index in range(count):
+        before()
         for group in groups(rows):
             runs = {row.name: {} for row in group}
             # Whoever runs later may find a warmer or a slower machine: the order alternates.

@@ -19,7 +19,6 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 sys.path.insert(0, str(HERE.parent))
 
-import capture  # noqa: E402
 import checkpoints  # noqa: E402
 import machine  # noqa: E402
 import table  # noqa: E402
@@ -47,7 +46,7 @@ def arguments():
     ap.add_argument("--rounds", type=int, default=3)
     ap.add_argument("--reps", type=int, default=3, help="repetitions of each measure in a run")
     ap.add_argument("--gen-len", type=int, default=33)
-    ap.add_argument("--pairs", type=int, default=20, help="pairs of runs with and without capture")
+    ap.add_argument("--pairs", type=int, default=150, help="pairs of measures with and without capture")
     ap.add_argument("--requests", type=int, default=64, help="requests at once over HTTP")
     ap.add_argument("--lull", type=float, default=10, help="seconds to wait at most, before each run, for others to be idle")
     ap.add_argument("--retries", type=int, default=3, help="of a run during which others used the machine")
@@ -73,16 +72,16 @@ def prepare(engines, sizes):
 
 
 def measure(a, engines, rows, known, result, say):
-    """Every part that is asked for, between two looks at the limits. What is there so far is written after each."""
+    """Every part that is asked for, between looks at the limits. What is there so far is written after each."""
     prefill, decode = find(known, "prefill", 512), find(known, "decode", 1)
     chosen = lambda engine, row: {} if engine == "moetrail" else settings(result["search"], engine, row, a.threads)
-    captured = lambda on: engines.run("moetrail", prefill.size, "bf16", {}, prompt_len=[128], batch=[1, 8], gen_len=17, reps=1, no_capture=not on)
+    captured = lambda: engines.run("moetrail", prefill.size, "bf16", {}, prompt_len=[128], batch=[1, 8], gen_len=9, reps=0, capture_pairs=a.pairs)
     parts = dict(
         search=lambda: search(engines, rows, a.search_compile, a.quick, say),
         scores=lambda: scores(engines, rows, chosen, 512, say),
-        rounds=lambda: rounds(engines, rows, a.rounds, chosen, a.reps, a.gen_len, say),
+        rounds=lambda: rounds(engines, rows, a.rounds, chosen, a.reps, a.gen_len, say, lambda: limits(a, result, say)),
         neighbour=lambda: neighbours(engines, [prefill, decode], a.rounds, chosen, 1, a.gen_len, say),
-        capture=lambda: capture.pairs(captured, a.pairs, say),
+        capture=lambda: say(f"{a.pairs} pairs with capture and without") or captured(),
         serving=lambda: servings(engines, prefill.size, a.requests, a.rounds, 1, say))
     limits(a, result, say)
     for name, part in parts.items():
@@ -121,7 +120,7 @@ def main():
         result = dict(date=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), quick=a.quick, threads=a.threads, round_count=a.rounds,
                       retries=a.retries, machine=machine.describe(), versions=machine.versions(engines.binary),
                       checkpoints=[each.summary() for each in weights.values()],
-                      limits=[], search={}, scores={}, rounds=[], neighbour=[], capture=[], serving=[])
+                      limits=[], search={}, scores={}, rounds=[], neighbour=[], capture={}, serving=[])
         measure(a, engines, rows, known, result, say)
     reports = {engine: run["report"] for each in result["rounds"] for engine, run in each["runs"].items() if "report" in run}
     result.update(seconds=round(time.monotonic() - began), kernels=reports.get("moetrail", {}).get("kernels", "unknown"),

@@ -1,6 +1,6 @@
 """From raw results to figures: rates, ratios within a round, shares of the limits, bars."""
 import capture
-from report import best_limits, median, of_peaks
+from report import median, of_peaks, usual_limits
 
 AGREE = 0.01              # relative difference of perplexities
 NEIGHBOUR = dict(prefill=0.45, decode=0.6)
@@ -22,7 +22,7 @@ def trouble(runs):
 
 def summary(result, rows, weights):
     """Everything that the tables show; `weights` by size of checkpoint."""
-    limits, scored = best_limits(result), agreement(result["scores"])
+    limits, scored = usual_limits(result), agreement(result["scores"])
     measured = {each["row"] for each in result["rounds"]}
     return dict(limits=limits, scores=scored, neighbour=neighbour_lines(result["neighbour"], rows), capture=capture_lines(result["capture"]),
                 rows=[row_line(result, row, weights[row.size], limits[str(result["threads"])], scored) for row in rows if row.name in measured],
@@ -93,11 +93,8 @@ def neighbour_lines(pairs, rows):
     return lines
 
 
-def capture_lines(pairs):
-    reasons = trouble([run for pair in pairs for run in pair.values()])
-    complete = [pair for pair in pairs if not any("error" in run for run in pair.values())]
-    # Processor seconds are a cost, not a rate: they have no bar.
-    return [dict(line, **bar(line["low"], None if line["measure"] == "cpu" else CAPTURE, reasons)) for line in capture.summary(complete)]
+def capture_lines(run):
+    return [dict(line, **bar(line["low"], CAPTURE, trouble([run]))) for line in capture.summary(run)]
 
 
 def serving_line(rounds):

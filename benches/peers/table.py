@@ -105,7 +105,7 @@ def notes(result):
     return ["## Notes", "",
             f"- Machine: {machine['cpu']} (family {machine['family']}, model {machine['model']}), {machine['processors']} processors"
             f"{', virtual' if machine['hypervisor'] else ''}, {machine['memory_gib']} GiB, Linux {machine['kernel']}; {' '.join(machine['flags'])}.",
-            f"- Its limits with {result['threads']} threads, the better of before and after: {limit['read_gb_s']:.1f} GB/s read, {peaks}.",
+            f"- Its limits with {result['threads']} threads, the median of {len(result['limits'])} looks: {limit['read_gb_s']:.1f} GB/s read, {peaks}.",
             f"- moetrail: commit {made['commit']}{' with uncommitted changes' if made['uncommitted_changes'] else ''}, binary "
             f"{made['binary_sha256'][:12]}, {result['kernels']} kernels, capture on and every row drained. {peers or 'No peers'}.",
             f"- A rate is the median of {result['round_count']} rounds, a ratio the median of those within a round, to the peer named.",

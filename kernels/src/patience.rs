@@ -5,6 +5,7 @@
 //! a processor left at once is given to the thread that is waited for.
 
 use std::cell::Cell;
+use std::ffi::c_long;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -20,7 +21,7 @@ const EVERY: Duration = Duration::from_millis(1);
 thread_local! {
     /// When this thread last looked for others, in nanoseconds of [`Patience`], and how often it had been sent off its
     /// processor until then.
-    static SEEN: Cell<(u64, i64)> = const { Cell::new((0, 0)) };
+    static SEEN: Cell<(u64, c_long)> = const { Cell::new((0, 0)) };
 }
 
 /// What the threads of a pool know of others on their processors.
@@ -79,16 +80,16 @@ const CAN_TELL: bool = cfg!(target_os = "linux");
 
 /// How often this thread had to leave its processor to another.
 #[cfg(target_os = "linux")]
-fn involuntary_switches() -> i64 {
+fn involuntary_switches() -> c_long {
     // SAFETY: all fields are numbers, for which zero is a value.
     let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
     // SAFETY: `usage` is there to be written.
     unsafe { libc::getrusage(libc::RUSAGE_THREAD, &mut usage) };
-    usage.ru_nivcsw.into()
+    usage.ru_nivcsw
 }
 
 #[cfg(not(target_os = "linux"))]
-fn involuntary_switches() -> i64 {
+fn involuntary_switches() -> c_long {
     0
 }
 

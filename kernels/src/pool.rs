@@ -310,6 +310,8 @@ impl Shared {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn count(pool: &Pool, tasks: usize) {

@@ -10,6 +10,7 @@ use crate::names::LayerNames;
 use crate::step::StepInput;
 
 /// The attention of one layer; query, key and value projections are one matrix.
+#[derive(Clone)]
 pub(crate) struct Attention {
     /// `[(heads + 2 * kv_heads) * head_dim, hidden]`
     qkv: Linear,

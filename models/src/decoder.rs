@@ -14,7 +14,8 @@ use crate::moe::Seam;
 use crate::registry::Family;
 use crate::step::{HiddenOutput, Limits, StepInput, StepOutput, num_slots, refused};
 
-/// A loaded model.
+/// A loaded model. A clone shares the weights.
+#[derive(Clone)]
 pub struct Decoder {
     config: ModelConfig,
     device: Device,

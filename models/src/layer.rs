@@ -13,6 +13,7 @@ use crate::names::{FfnNames, LayerNames};
 use crate::step::StepInput;
 
 /// One layer's weights.
+#[derive(Clone)]
 pub(crate) struct Layer {
     input_norm: Norm,
     attention: Attention,
@@ -20,12 +21,14 @@ pub(crate) struct Layer {
     ffn: Ffn,
 }
 
+#[derive(Clone)]
 enum Ffn {
     Dense(Mlp),
     Sparse(Moe),
 }
 
 /// A root-mean-square norm.
+#[derive(Clone)]
 pub(crate) struct Norm {
     /// F32 `[hidden]`
     weight: Tensor,

@@ -8,6 +8,7 @@ use crate::error::Result;
 use crate::loader::Loader;
 
 /// `down(silu(gate x) * (up x))`; gate and up are one matrix.
+#[derive(Clone)]
 pub(crate) struct Mlp {
     /// `[2 * intermediate, hidden]`: gate rows, then up rows.
     gate_up: Linear,

@@ -21,6 +21,7 @@ pub(crate) struct Seam<'a> {
 }
 
 /// A router and its experts.
+#[derive(Clone)]
 pub(crate) struct Moe {
     /// `[experts, hidden]`, f32 whatever the weights' dtype.
     router: RouterWeight,

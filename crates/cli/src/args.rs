@@ -270,6 +270,9 @@ pub struct BenchArgs {
     /// Measure this many requests of mixed lengths at once, as well.
     #[arg(long, value_name = "REQUESTS", default_value_t = 0)]
     pub mixed: usize,
+    /// Measure this many times, alternately, with capture on and off, over the same weights, as well.
+    #[arg(long, value_name = "PAIRS", default_value_t = 0)]
+    pub capture_pairs: usize,
     /// Score a text of this many tokens, as well: its perplexity.
     #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(2..).map(|tokens| tokens as usize))]
     pub score: Option<usize>,

@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 use moetrail_engine::{EngineConfig, EngineHandle, Event, EventStream, GenerateRequest};
 use moetrail_kernels::{Form, pool};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::args::BenchArgs;
-use crate::load::start;
+use crate::load::load;
 use crate::probe::greedy;
 
 /// Prints one JSON object: every repetition of every measure, in tokens per second.
@@ -21,10 +21,11 @@ pub fn bench(args: &BenchArgs) -> Result<()> {
         max_num_batched_tokens: args.max_num_batched_tokens,
         ..EngineConfig::default()
     };
-    let loaded = start(&args.model, config)?;
-    let load_seconds = began.elapsed().as_secs_f64();
-    let handle = loaded.engine.handle();
     let rows = !args.model.no_capture;
+    let model = load(&args.model)?;
+    let engine = model.start(&args.model, rows, config.clone())?;
+    let load_seconds = began.elapsed().as_secs_f64();
+    let handle = engine.handle();
     let mut results = Vec::new();
     for &length in &args.prompt_len {
         let mut rates = Vec::new();
@@ -40,9 +41,9 @@ pub fn bench(args: &BenchArgs) -> Result<()> {
     for &batch in &args.batch {
         let mut rates = Vec::new();
         for rep in 0..=args.reps {
-            let elapsed = decode(&handle, batch, args, rep, rows)?;
+            let rate = decode_rate(&handle, batch, args, rep, rows)?;
             if rep > 0 {
-                rates.push((batch * (args.gen_len - 1)) as f64 / elapsed.as_secs_f64());
+                rates.push(rate);
             }
         }
         results.push(json!({
@@ -63,6 +64,18 @@ pub fn bench(args: &BenchArgs) -> Result<()> {
         }
         results.push(json!({"measure": "mixed", "requests": args.mixed, "tokens_per_second": rates}));
     }
+    let pairs = match args.capture_pairs {
+        0 => None,
+        _ => {
+            let other = model.start(&args.model, !rows, config)?;
+            let pairs = match rows {
+                true => capture_pairs(&handle, &other.handle(), args),
+                false => capture_pairs(&other.handle(), &handle, args),
+            };
+            other.shutdown();
+            Some(pairs?)
+        }
+    };
     let perplexity = args.score.map(|length| perplexity(&handle, length)).transpose()?;
     let report = json!({
         "perplexity": perplexity,
@@ -72,10 +85,39 @@ pub fn bench(args: &BenchArgs) -> Result<()> {
         "capture": rows,
         "load_seconds": load_seconds,
         "results": results,
+        "capture_pairs": pairs,
     });
     println!("{report}");
-    loaded.engine.shutdown();
+    engine.shutdown();
     Ok(())
+}
+
+/// Every measure in pairs, with capture and without, alternately first: the rates of both, pair by pair.
+///
+/// Both engines have the same weights at the same places in memory, and the runs of a pair follow each other at once.
+fn capture_pairs(on: &EngineHandle, off: &EngineHandle, args: &BenchArgs) -> Result<Vec<Value>> {
+    let prefills = args.prompt_len.iter().map(|&length| ("prefill", length));
+    let measures: Vec<_> = prefills.chain(args.batch.iter().map(|&batch| ("decode", batch))).collect();
+    let mut rates = vec![[Vec::new(), Vec::new()]; measures.len()];
+    // The first pair warms both engines up.
+    for pair in 0..=args.capture_pairs {
+        for (&(measure, count), rates) in measures.iter().zip(&mut rates) {
+            for off_now in [pair % 2 == 0, pair % 2 == 1] {
+                let handle = if off_now { off } else { on };
+                let rate = match measure {
+                    "prefill" => count as f64 / prefill(handle, count, pair, !off_now)?.as_secs_f64(),
+                    _ => decode_rate(handle, count, args, pair, !off_now)?,
+                };
+                if pair > 0 {
+                    rates[usize::from(off_now)].push(rate);
+                }
+            }
+        }
+    }
+    let lines = measures.into_iter().zip(rates);
+    Ok(lines
+        .map(|((measure, count), [on, off])| json!({"measure": measure, "count": count, "on": on, "off": off}))
+        .collect())
 }
 
 fn request(handle: &EngineHandle, prompt_len: usize, max_tokens: usize, salt: usize, rows: bool) -> GenerateRequest {
@@ -135,8 +177,8 @@ fn perplexity(handle: &EngineHandle, length: usize) -> Result<f64> {
     Ok((-total / (length as f64 - 1.0)).exp())
 }
 
-/// Time from the step in which the last of `batch` sequences got its first token to the end of all.
-fn decode(handle: &EngineHandle, batch: usize, args: &BenchArgs, salt: usize, rows: bool) -> Result<Duration> {
+/// Tokens per second from the step in which the last of `batch` sequences got its first token to the end of all.
+fn decode_rate(handle: &EngineHandle, batch: usize, args: &BenchArgs, salt: usize, rows: bool) -> Result<f64> {
     let mut streams = (0..batch)
         .map(|i| Ok(handle.submit(request(handle, args.context, args.gen_len, salt * 1000 + i, rows))?))
         .collect::<Result<Vec<_>>>()?;
@@ -151,5 +193,5 @@ fn decode(handle: &EngineHandle, batch: usize, args: &BenchArgs, salt: usize, ro
     }
     let began = Instant::now();
     streams.into_iter().try_for_each(finish)?;
-    Ok(began.elapsed())
+    Ok((batch * (args.gen_len - 1)) as f64 / began.elapsed().as_secs_f64())
 }

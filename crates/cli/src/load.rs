@@ -6,7 +6,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use moetrail_engine::{Engine, EngineConfig};
 use moetrail_kernels::{Form, pool};
-use moetrail_models::{Checkpoint, WeightChoice};
+use moetrail_models::{Checkpoint, Decoder, WeightChoice};
 use moetrail_text::Tokenizer;
 
 use crate::args::ModelArgs;
@@ -67,7 +67,21 @@ fn tokenizer(args: &ModelArgs, checkpoint: &Checkpoint) -> Result<Option<Tokeniz
 }
 
 /// Loads the model and starts an engine over it.
-pub fn start(args: &ModelArgs, mut config: EngineConfig) -> Result<Loaded> {
+pub fn start(args: &ModelArgs, config: EngineConfig) -> Result<Loaded> {
+    let model = load(args)?;
+    let engine = model.start(args, !args.no_capture, config)?;
+    Ok(Loaded { engine, checkpoint: model.checkpoint })
+}
+
+/// Weights and tokenizer in memory; every engine over them shares the weights.
+pub struct LoadedModel {
+    decoder: Decoder,
+    tokenizer: Option<Arc<Tokenizer>>,
+    checkpoint: Checkpoint,
+}
+
+/// Loads the model that was asked for.
+pub fn load(args: &ModelArgs) -> Result<LoadedModel> {
     configure_kernels(args)?;
     let checkpoint = open(args)?;
     let longest = checkpoint.config().max_model_len();
@@ -92,12 +106,19 @@ pub fn start(args: &ModelArgs, mut config: EngineConfig) -> Result<Loaded> {
         threads = pool::threads(),
         "loaded"
     );
-    if config.served_model_names.is_empty() {
-        config.served_model_names = vec![checkpoint.name().to_owned()];
+    Ok(LoadedModel { decoder, tokenizer, checkpoint })
+}
+
+impl LoadedModel {
+    /// Starts an engine over the weights.
+    pub fn start(&self, args: &ModelArgs, capture: bool, mut config: EngineConfig) -> Result<Engine> {
+        if config.served_model_names.is_empty() {
+            config.served_model_names = vec![self.checkpoint.name().to_owned()];
+        }
+        config.capture = capture;
+        config.max_model_len = args.max_model_len;
+        config.seed = args.seed;
+        let (decoder, tokenizer) = (self.decoder.clone(), self.tokenizer.clone());
+        Engine::start(decoder, tokenizer, self.checkpoint.eos_token_ids(), config).context("cannot start")
     }
-    config.capture = !args.no_capture;
-    config.max_model_len = args.max_model_len;
-    config.seed = args.seed;
-    let engine = Engine::start(decoder, tokenizer, checkpoint.eos_token_ids(), config).context("cannot start")?;
-    Ok(Loaded { engine, checkpoint })
 }
