@@ -181,8 +181,10 @@ fn attentions(form: Form) {
     let (block_size, context, batch) = (16, 4096, 8);
     let blocks = batch * context / block_size;
     let mut kv = KvPool::new(1, blocks, block_size, shape.kv_heads, shape.head_dim, WeightDtype::BF16);
-    let tables: Vec<Vec<u32>> =
+    let mut tables: Vec<Vec<u32>> =
         (0..batch).map(|seq| (0..context / block_size).map(|block| (block * batch + seq) as u32).collect()).collect();
+    // And one that has all of the cache, 32768 positions, in an order that no processor foresees.
+    tables.push((0..blocks as u32).map(|block| block.wrapping_mul(1173) % blocks as u32).collect());
     let rope = RopeTable::new((0..32).map(|i| 0.8f32.powi(i)).collect(), 1.0, context);
     let width = (shape.heads + 2 * shape.kv_heads) * shape.head_dim;
     let n = blocks * block_size;
@@ -230,11 +232,16 @@ fn attentions(form: Form) {
     };
     run("1 row at 512", &[(0, 511, 512)]);
     run("1 row at 4096", &[(0, 4095, 4096)]);
+    run("1 row at 8192", &[(batch, 8191, 8192)]);
+    run("1 row at 16384", &[(batch, 16_383, 16_384)]);
+    run("1 row at 32768", &[(batch, 32_767, 32_768)]);
     let all: Vec<_> = (0..batch).map(|seq| (seq, 1023, 1024)).collect();
     run("8 sequences, 1 row at 1024", &all);
     run("512 rows from 0", &[(0, 0, 512)]);
     run("2048 rows from 0", &[(0, 0, 2048)]);
     run("512 rows from 3584", &[(0, 3584, 4096)]);
+    run("64 rows from 8128", &[(batch, 8128, 8192)]);
+    run("64 rows from 32704", &[(batch, 32_704, 32_768)]);
 }
 
 fn small(form: Form) {
