@@ -2,6 +2,7 @@
 import contextlib
 import hashlib
 import json
+import math
 import os
 import platform
 import resource
@@ -127,8 +128,8 @@ class Failed(RuntimeError):
         self.reason = next((line for line in lines if line.lower().startswith("error")), lines[-1])
 
 
-def watch(command, env=None, every=0.02, beside=()):
-    """Runs a command to its end. Returns its output, peak anonymous memory and the others' share of the machine."""
+def watch(command, env=None, every=0.02, beside=(), limit=math.inf):
+    """Runs a command to its end, `limit` seconds at most. Returns its output, peak anonymous memory and the others' share of the machine."""
     usage = Usage(*beside)
     # Files, not pipes: nobody has to read while the command runs.
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
@@ -138,6 +139,10 @@ def watch(command, env=None, every=0.02, beside=()):
         threading.Thread(target=lambda: (process.wait(), ended.set()), daemon=True).start()
         while not ended.wait(every):
             peak = max(peak, anonymous_bytes(process.pid))
+            if time.monotonic() - usage.began > limit:
+                process.kill()
+                ended.wait()
+                raise Failed(command, process.returncode, f"error: not done after {limit} s")
         used = usage.found()
         out.seek(0), err.seek(0)
         stdout, stderr = out.read(), err.read()

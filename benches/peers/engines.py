@@ -1,5 +1,6 @@
 """How each engine is called. One process for one measure; it prints one JSON object."""
 import json
+import math
 import os
 import re
 import sys
@@ -11,6 +12,7 @@ from prompts import DECODE_PROMPT
 HERE = Path(__file__).parent
 NAMES = dict(moetrail="moetrail", llama_cpp="llama.cpp", vllm="vLLM", transformers="transformers")
 QUIET = 0.02    # of the machine, used by others at most: above, a run is void
+BESIDE_SECONDS = 120  # beside a neighbour an engine whose threads wait for each other hardly moves
 SHORTEST = 127  # positions that moetrail's check of itself needs
 SERVED = 640    # positions that the mixed requests need
 
@@ -76,7 +78,7 @@ class Engines:
 
     def once(self, command, env, beside):
         try:
-            run = machine.watch(command, env=env, beside=beside)
+            run = machine.watch(command, env=env, beside=beside, limit=BESIDE_SECONDS if beside else math.inf)
             run["report"] = json.loads((run.pop("stdout").splitlines() or [""])[-1])
         except (machine.Failed, ValueError) as failed:
             reason = re.sub(r"/\S*/", "", getattr(failed, "reason", "printed no report"))[:200]  # without the paths of this machine
