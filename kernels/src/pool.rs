@@ -2,8 +2,8 @@
 //!
 //! Each thread takes the tasks of a range of its own, one after the other, so that it walks through neighbouring memory,
 //! and then those that other threads have not come to; the caller never waits for a worker that has not begun. Workers
-//! spin for a while after a job, because the next kernel of a decode step follows within microseconds, then park: how long,
-//! [`Patience`] says.
+//! spin for a while after a job, because the next kernel of a decode step follows within microseconds, then park: after
+//! 20 µs where others want the processors, after 200 µs where nobody does.
 
 use std::any::Any;
 use std::cell::{RefCell, UnsafeCell};

@@ -1,7 +1,7 @@
 //! Asking for weights before they are multiplied.
 //!
-//! While rows are multiplied by a panel that is in the cache already, memory would have nothing to do. And some processors
-//! foresee a panel only after its first lines, and not beyond it; see [`follows`].
+//! While rows are multiplied by a panel that is in the cache already, memory would have nothing to do. And some
+//! processors foresee a panel only after its first lines, and not beyond it; see [`follows`].
 
 use super::Lanes;
 use super::kind::Kind;
@@ -61,7 +61,7 @@ impl Ahead {
         }
     }
 
-    /// At the end: on to what is asked for after it, or nothing more. Not a call, beside which sums would leave their registers.
+    /// At the end: on to what is asked for after it, or nothing more. Not a call: sums would leave their registers.
     #[inline(always)]
     fn turn(&mut self) {
         match std::mem::replace(&mut self.then, std::ptr::null()) {
@@ -71,8 +71,8 @@ impl Ahead {
     }
 }
 
-/// Whether the processor keeps memory busy by itself while it goes through a panel once. To ask for the same lines then only
-/// costs: on Zen 4 a tenth of the bandwidth of one row; on Sapphire Rapids asking gives a fifth.
+/// Whether the processor keeps memory busy by itself while it goes through a panel once. To ask for the same lines then
+/// only costs: on Zen 4 a tenth of the bandwidth of one row; on Sapphire Rapids asking gives a fifth.
 fn follows() -> bool {
     !is_intel()
 }
