@@ -100,7 +100,7 @@ def main():
         result["rounds"].append({run["engine"]: run for run in found})
     say(f"{a.pairs} pairs with capture and without")
     result["pairs"] = moetrail(a, a.pair_prompt_len, a.pair_gen_len, reps=0, pairs=a.pairs)
-    # Once more at the end: the best of both is the limit, should the machine have been busy or slow at one of them.
+    # Once more at the end, should the machine have been busy or slow at the start.
     machine.wait_for_lull(a.lull)
     result["limits"].append(machine.limits(a.threads))
     result["seconds"] = round(time.monotonic() - began)

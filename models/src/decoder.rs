@@ -1,5 +1,7 @@
 //! The forward pass: embedding, layers, head.
 
+use std::sync::Arc;
+
 use candle_core::{Device, Tensor};
 use moetrail_kernels::{
     KvPool, Linear, PackedMatrix, RingCells, RingWrite, RopeTable, WeightDtype, WeightFormat, embedding,
@@ -26,7 +28,7 @@ pub struct Decoder {
     norm: Norm,
     /// `[vocab, hidden]`; shares the embedding's memory where the checkpoint ties them.
     head: Linear,
-    rope: RopeTable,
+    rope: Arc<RopeTable>,
     weight_bytes: usize,
     weight_formats: Vec<WeightFormat>,
 }
@@ -61,7 +63,7 @@ impl Decoder {
         let dtype = loader.dtype();
         let (weight_bytes, weight_formats) = loader.finish();
         Ok(Self {
-            rope: config.rope.table(config.head_dim, max_positions),
+            rope: Arc::new(config.rope.table(config.head_dim, max_positions)),
             config,
             device: Device::Cpu,
             dtype,

@@ -101,14 +101,9 @@ impl Walk {
     pub(crate) fn begin<K: Kind>(&mut self, stretch: &[K::Weight], next: Option<&[K::Weight]>, rows: usize) {
         let follows = follows();
         self.asked = self.next_asked || follows;
-        self.close = if follows { Ahead::nothing() } else { Ahead::close::<K>(stretch, next) };
-        let spare = match follows {
-            true if rows <= K::ROWS => 0,
-            true => rows,
-            false if self.asked => rows,
-            false => rows.saturating_sub(K::ROWS),
-        };
-        let next = next.filter(|_| spare > 0);
+        self.close = Ahead::close::<K>(stretch, next);
+        let spare = if self.asked { rows } else { rows.saturating_sub(K::ROWS) };
+        let next = next.filter(|_| spare > if follows { K::ROWS } else { 0 });
         self.next_asked = next.is_some();
         self.next = next.map_or(Ahead::nothing(), |next| Ahead::spread::<K>(next, spare));
     }
