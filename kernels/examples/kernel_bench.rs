@@ -17,6 +17,8 @@ const EXPERTS: usize = 64;
 const TOP_K: usize = 8;
 /// More copies of the weights than any cache holds, used in turn as the layers of a model are.
 const COLD_BYTES: usize = 400 << 20;
+/// Layers of the KV cache, used in turn: together they leave the caches from some thousand positions on.
+const KV_LAYERS: usize = 12;
 
 fn main() {
     if let Some(threads) = std::env::args().nth(1).and_then(|threads| threads.parse().ok()) {
@@ -180,10 +182,13 @@ fn attentions(form: Form) {
     let shape = AttentionShape { heads: 8, kv_heads: 2, head_dim: 128, scale: 0.088, window: None, clip_qkv: None };
     let (block_size, context, batch) = (16, 4096, 8);
     let blocks = batch * context / block_size;
-    let mut kv = KvPool::new(1, blocks, block_size, shape.kv_heads, shape.head_dim, WeightDtype::BF16);
+    let mut kv = KvPool::new(KV_LAYERS, blocks, block_size, shape.kv_heads, shape.head_dim, WeightDtype::BF16);
     let mut tables: Vec<Vec<u32>> =
         (0..batch).map(|seq| (0..context / block_size).map(|block| (block * batch + seq) as u32).collect()).collect();
-    // And one that has all of the cache, 32768 positions, in an order that no processor foresees.
+    // And two that have all of the cache, 32768 positions: as an empty cache gives it out, and in an order that no
+    // processor foresees.
+    let (whole, scattered) = (batch, batch + 1);
+    tables.push((0..blocks as u32).collect());
     tables.push((0..blocks as u32).map(|block| block.wrapping_mul(1173) % blocks as u32).collect());
     let rope = RopeTable::new((0..32).map(|i| 0.8f32.powi(i)).collect(), 1.0, context);
     let width = (shape.heads + 2 * shape.kv_heads) * shape.head_dim;
@@ -194,8 +199,11 @@ fn attentions(form: Form) {
     let call = QkvCall { shape: &shape, norm: None, rope: &rope, positions: &positions, slots: &slots };
     let mut q = vec![0.0; n * shape.q_width()];
     let begin = Instant::now();
-    call.run(form, &qkv, &mut q, kv.layer_mut(0)).expect("the slots fit");
-    println!("qkv rope store {n} rows: {:.1} us a row", begin.elapsed().as_secs_f64() * 1e6 / n as f64);
+    for layer in 0..KV_LAYERS {
+        call.run(form, &qkv, &mut q, kv.layer_mut(layer)).expect("the slots fit");
+    }
+    let rows = n * KV_LAYERS;
+    println!("qkv rope store {rows} rows: {:.1} us a row", begin.elapsed().as_secs_f64() * 1e6 / rows as f64);
 
     let only = std::env::args().nth(3);
     let mut run = |name: &str, spans: &[(usize, usize, usize)]| {
@@ -216,8 +224,8 @@ fn attentions(form: Form) {
             })
             .collect();
         let mut out = vec![0.0; start * shape.q_width()];
-        let seconds = best(|_| {
-            let kv = kv.layer_mut(0);
+        let seconds = best(|round| {
+            let kv = kv.layer_mut(round % KV_LAYERS);
             let call = AttentionCall { shape: &shape, seqs: &seqs, kv: &kv };
             call.run(form, &q[..out.len()], &mut out).expect("the tables fit");
         });
@@ -232,16 +240,17 @@ fn attentions(form: Form) {
     };
     run("1 row at 512", &[(0, 511, 512)]);
     run("1 row at 4096", &[(0, 4095, 4096)]);
-    run("1 row at 8192", &[(batch, 8191, 8192)]);
-    run("1 row at 16384", &[(batch, 16_383, 16_384)]);
-    run("1 row at 32768", &[(batch, 32_767, 32_768)]);
+    for context in [8192, 16_384, 32_768] {
+        run(&format!("1 row at {context}"), &[(whole, context - 1, context)]);
+        run(&format!("1 row at {context}, scattered"), &[(scattered, context - 1, context)]);
+    }
     let all: Vec<_> = (0..batch).map(|seq| (seq, 1023, 1024)).collect();
     run("8 sequences, 1 row at 1024", &all);
     run("512 rows from 0", &[(0, 0, 512)]);
     run("2048 rows from 0", &[(0, 0, 2048)]);
     run("512 rows from 3584", &[(0, 3584, 4096)]);
-    run("64 rows from 8128", &[(batch, 8128, 8192)]);
-    run("64 rows from 32704", &[(batch, 32_704, 32_768)]);
+    run("64 rows from 8128", &[(whole, 8128, 8192)]);
+    run("64 rows from 32704", &[(whole, 32_704, 32_768)]);
 }
 
 fn small(form: Form) {

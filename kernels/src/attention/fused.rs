@@ -9,6 +9,7 @@ use std::ops::Range;
 
 use super::AttentionCall;
 use super::piece::{Piece, TILE, in_pieces};
+use super::stream::{QUERIES, Tile};
 use crate::form::Form;
 use crate::packed::PANEL;
 use crate::simd::ahead::Ahead;
@@ -75,6 +76,62 @@ impl Scratch {
         self.total.clear();
         self.total.resize(queries * LANES, 0.0);
     }
+
+    /// Turns a row of scores into weights under the running maximum, and rescales what was summed under the old one.
+    ///
+    /// # Safety
+    /// As the methods of [`Lanes`]; `scores` has 64 elements, `sums` `width`.
+    #[inline(always)]
+    unsafe fn weigh<L: Lanes>(
+        &mut self,
+        scale: f32,
+        query: usize,
+        (from, to): (usize, usize),
+        scores: *mut f32,
+        sums: *mut f32,
+        width: usize,
+    ) {
+        if from >= to {
+            return;
+        }
+        // SAFETY: the caller's contract.
+        unsafe {
+            let low = L::splat(f32::NEG_INFINITY);
+            let scale = L::splat(scale);
+            let old = self.max[query];
+            let mut max = L::splat(old);
+            let mut lane = 0;
+            while lane < TILE {
+                let score = L::load(scores.add(lane)).mul(scale);
+                let score = keep_seen(score, lane, from, to, low);
+                score.store(scores.add(lane));
+                max = max.max(score);
+                lane += LANES;
+            }
+            let new = max.reduce_max();
+            self.max[query] = new;
+            let max = L::splat(new);
+            let factor = exp(L::splat(old).sub(max));
+            let total = self.total[query * LANES..(query + 1) * LANES].as_mut_ptr();
+            let mut sum = L::load(total).mul(factor);
+            lane = 0;
+            while lane < TILE {
+                let weight = exp(L::load(scores.add(lane)).sub(max));
+                let weight = keep_seen(weight, lane, from, to, L::splat(0.0));
+                weight.store(scores.add(lane));
+                sum = sum.add(weight);
+                lane += LANES;
+            }
+            sum.store(total);
+            if old != new {
+                lane = 0;
+                while lane < width {
+                    L::load(sums.add(lane)).mul(factor).store(sums.add(lane));
+                    lane += LANES;
+                }
+            }
+        }
+    }
 }
 
 struct Task<'a, S: Stored> {
@@ -97,12 +154,16 @@ impl<S: Stored> Body for Task<'_, S> {
             let next = self.piece.keys.starts(tile + TILE, end);
             // SAFETY: the form's instructions are available here.
             unsafe {
-                self.load_tile::<L>(end - tile, &starts, &next);
-                let mut query = 0;
-                while query < queries {
-                    let count = (queries - query).min(FUSED_ROWS);
-                    self.attend_tile::<L>(tile, query..query + count);
-                    query += count;
+                if self.piece.rows.len() == 1 {
+                    self.stream_tile::<L>(tile, &starts, &next);
+                } else {
+                    self.load_tile::<L>(end - tile, &starts, &next);
+                    let mut query = 0;
+                    while query < queries {
+                        let count = (queries - query).min(FUSED_ROWS);
+                        self.attend_tile::<L>(tile, query..query + count);
+                        query += count;
+                    }
                 }
             }
             starts = next;
@@ -127,6 +188,32 @@ impl<S: Stored> Body for Task<'_, S> {
 }
 
 impl<S: Stored> Task<'_, S> {
+    /// Scores, weights and weighted values of one row over one tile, without a copy of the tile.
+    ///
+    /// # Safety
+    /// As the methods of [`Lanes`].
+    #[inline(always)]
+    unsafe fn stream_tile<L: Lanes>(&mut self, tile: usize, starts: &[usize; TILE], next: &[usize; TILE]) {
+        let (from, to) = self.visible(tile, 0);
+        let (keys, head_dim) = (&self.piece.keys, self.piece.shape.head_dim);
+        let tile = Tile { keys, head_dim, starts, next, seen: from..to };
+        let queries = self.piece.queries();
+        let mut first = 0;
+        while first < queries {
+            let end = queries.min(first + QUERIES);
+            // SAFETY: the caller's contract.
+            unsafe {
+                match end - first {
+                    1 => stream::<L, S, 1>(&self.piece, self.scratch, &tile, first..end),
+                    2 => stream::<L, S, 2>(&self.piece, self.scratch, &tile, first..end),
+                    3..=4 => stream::<L, S, 4>(&self.piece, self.scratch, &tile, first..end),
+                    _ => stream::<L, S, QUERIES>(&self.piece, self.scratch, &tile, first..end),
+                }
+            }
+            first = end;
+        }
+    }
+
     /// The first `len` positions of a tile from the cache: keys turned to `[head_dim, 64]`, values to panels of 64
     /// elements. Asks for the next tile's lines meanwhile: the processor does not foresee the next block.
     ///
@@ -222,7 +309,8 @@ impl<S: Stored> Task<'_, S> {
             let mut weights = [scores.cast_const(); FUSED_ROWS];
             for i in 0..count {
                 weights[i] = scores.add(i * TILE);
-                self.weigh::<L>(scores.add(i * TILE), queries.start + i, seen[i], sums.add(i * width), width);
+                let (scores, sums) = (scores.add(i * TILE), sums.add(i * width));
+                self.scratch.weigh::<L>(self.piece.shape.scale, queries.start + i, seen[i], scores, sums, width);
             }
             let mut panel = 0;
             while panel < width {
@@ -253,60 +341,42 @@ impl<S: Stored> Task<'_, S> {
             }
         }
     }
+}
 
-    /// Turns a row of scores into weights under the running maximum, and rescales what was summed under the old one.
-    ///
-    /// # Safety
-    /// As the methods of [`Lanes`]; `scores` has 64 elements, `sums` `width`.
-    #[inline(always)]
-    unsafe fn weigh<L: Lanes>(
-        &mut self,
-        scores: *mut f32,
-        query: usize,
-        (from, to): (usize, usize),
-        sums: *mut f32,
-        width: usize,
-    ) {
-        if from >= to {
-            return;
+/// Some queries of one row, in registers for `M`; those that are too many repeat the last one.
+///
+/// # Safety
+/// As the methods of [`Lanes`]; there is at least one query.
+#[inline(always)]
+unsafe fn stream<L: Lanes, S: Stored, const M: usize>(
+    piece: &Piece<'_, S::Bits>,
+    scratch: &mut Scratch,
+    tile: &Tile<'_, S::Bits>,
+    queries: Range<usize>,
+) {
+    let (count, head_dim) = (queries.len(), piece.shape.head_dim);
+    let width = head_dim.next_multiple_of(PANEL);
+    let all_scores = scratch.scores[queries.start * TILE..queries.end * TILE].as_mut_ptr();
+    let all_sums = scratch.sums[queries.start * width..queries.end * width].as_mut_ptr();
+    let (mut scores, mut sums, mut rows) = ([all_scores; M], [all_sums; M], [piece.q.as_ptr(); M]);
+    // SAFETY: scores and sums have rows for `count` queries, and every query `head_dim` elements, which slicing checks.
+    unsafe {
+        for m in 0..M {
+            let query = m.min(count - 1);
+            let start = piece.start(queries.start + query);
+            rows[m] = piece.q[start..start + head_dim].as_ptr();
+            (scores[m], sums[m]) = (all_scores.add(query * TILE), all_sums.add(query * width));
         }
-        // SAFETY: the caller's contract.
-        unsafe {
-            let low = L::splat(f32::NEG_INFINITY);
-            let scale = L::splat(self.piece.shape.scale);
-            let old = self.scratch.max[query];
-            let mut max = L::splat(old);
-            let mut lane = 0;
-            while lane < TILE {
-                let score = L::load(scores.add(lane)).mul(scale);
-                let score = keep_seen(score, lane, from, to, low);
-                score.store(scores.add(lane));
-                max = max.max(score);
-                lane += LANES;
-            }
-            let new = max.reduce_max();
-            self.scratch.max[query] = new;
-            let max = L::splat(new);
-            let factor = exp(L::splat(old).sub(max));
-            let total = self.scratch.total[query * LANES..(query + 1) * LANES].as_mut_ptr();
-            let mut sum = L::load(total).mul(factor);
-            lane = 0;
-            while lane < TILE {
-                let weight = exp(L::load(scores.add(lane)).sub(max));
-                let weight = keep_seen(weight, lane, from, to, L::splat(0.0));
-                weight.store(scores.add(lane));
-                sum = sum.add(weight);
-                lane += LANES;
-            }
-            sum.store(total);
-            if old != new {
-                lane = 0;
-                while lane < width {
-                    L::load(sums.add(lane)).mul(factor).store(sums.add(lane));
-                    lane += LANES;
-                }
-            }
+        tile.score::<L, S, M>(rows, scores);
+        let seen = (tile.seen.start, tile.seen.end);
+        for i in 0..count {
+            scratch.weigh::<L>(piece.shape.scale, queries.start + i, seen, scores[i], sums[i], width);
         }
+        let mut weights = [all_scores.cast_const(); M];
+        for m in 0..M {
+            weights[m] = scores[m];
+        }
+        tile.add_values::<L, S, M>(weights, sums);
     }
 }
 

@@ -99,18 +99,17 @@ impl Lanes for Avx2 {
         }
     }
     #[inline(always)]
-    unsafe fn load_bf16_even(from: *const u16) -> Self {
+    unsafe fn first_bf16(self) -> Self {
         unsafe {
-            let (low, high) = (_mm256_loadu_si256(from.cast()), _mm256_loadu_si256(from.add(16).cast()));
+            let (low, high) = (_mm256_castps_si256(self.0), _mm256_castps_si256(self.1));
             Avx2(_mm256_castsi256_ps(_mm256_slli_epi32::<16>(low)), _mm256_castsi256_ps(_mm256_slli_epi32::<16>(high)))
         }
     }
     #[inline(always)]
-    unsafe fn load_bf16_odd(from: *const u16) -> Self {
+    unsafe fn second_bf16(self) -> Self {
         unsafe {
-            let (low, high) = (_mm256_loadu_si256(from.cast()), _mm256_loadu_si256(from.add(16).cast()));
-            let mask = _mm256_set1_epi32(0xffff_0000u32 as i32);
-            Avx2(_mm256_castsi256_ps(_mm256_and_si256(low, mask)), _mm256_castsi256_ps(_mm256_and_si256(high, mask)))
+            let mask = _mm256_castsi256_ps(_mm256_set1_epi32(0xffff_0000u32 as i32));
+            Avx2(_mm256_and_ps(self.0, mask), _mm256_and_ps(self.1, mask))
         }
     }
     #[inline(always)]

@@ -65,14 +65,14 @@ impl Lanes for Avx512 {
         }
     }
     #[inline(always)]
-    unsafe fn load_bf16_even(from: *const u16) -> Self {
-        unsafe { Avx512(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_loadu_si512(from.cast())))) }
+    unsafe fn first_bf16(self) -> Self {
+        unsafe { Avx512(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_castps_si512(self.0)))) }
     }
     #[inline(always)]
-    unsafe fn load_bf16_odd(from: *const u16) -> Self {
+    unsafe fn second_bf16(self) -> Self {
         unsafe {
             let high = _mm512_set1_epi32(0xffff_0000u32 as i32);
-            Avx512(_mm512_castsi512_ps(_mm512_and_si512(_mm512_loadu_si512(from.cast()), high)))
+            Avx512(_mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(self.0), high)))
         }
     }
     #[inline(always)]

@@ -45,10 +45,10 @@ pub(crate) trait Lanes: Copy {
     unsafe fn load_f16(from: *const u16) -> Self;
     /// Of each of sixteen words of four bytes, the bits of `mask` after a shift to the right, as a whole number.
     unsafe fn load_bits(from: *const u8, shift: u32, mask: u32) -> Self;
-    /// The first of each of sixteen neighbouring pairs of bf16 values.
-    unsafe fn load_bf16_even(from: *const u16) -> Self;
-    /// The second of each pair.
-    unsafe fn load_bf16_odd(from: *const u16) -> Self;
+    /// The first of the two bf16 values whose bits are in each lane.
+    unsafe fn first_bf16(self) -> Self;
+    /// The second of the two.
+    unsafe fn second_bf16(self) -> Self;
     /// The nearest bf16 values, ties to even.
     unsafe fn round_bf16(self) -> Self;
     /// Rounds to nearest even.

@@ -60,14 +60,12 @@ impl Lanes for Portable {
         Portable(words.map(|word| (u32::from_le_bytes(word) >> shift & mask) as f32))
     }
     #[inline(always)]
-    unsafe fn load_bf16_even(from: *const u16) -> Self {
-        let pairs = unsafe { from.cast::<[[u16; 2]; LANES]>().read_unaligned() };
-        Portable(pairs.map(|pair| f32::from_bits(u32::from(pair[0]) << 16)))
+    unsafe fn first_bf16(self) -> Self {
+        self.map(|pair| f32::from_bits(pair.to_bits() << 16))
     }
     #[inline(always)]
-    unsafe fn load_bf16_odd(from: *const u16) -> Self {
-        let pairs = unsafe { from.cast::<[[u16; 2]; LANES]>().read_unaligned() };
-        Portable(pairs.map(|pair| f32::from_bits(u32::from(pair[1]) << 16)))
+    unsafe fn second_bf16(self) -> Self {
+        self.map(|pair| f32::from_bits(pair.to_bits() & 0xffff_0000))
     }
     #[inline(always)]
     unsafe fn round_bf16(self) -> Self {

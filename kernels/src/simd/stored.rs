@@ -7,6 +7,8 @@ use crate::buffer::Plain;
 pub(crate) trait Stored: 'static {
     /// Its bits.
     type Bits: Plain + Default;
+    /// Neighbouring values in a lane of [`Stored::load_words`].
+    const PER_WORD: usize = 1;
 
     /// # Safety
     /// As the methods of [`Lanes`].
@@ -17,6 +19,39 @@ pub(crate) trait Stored: 'static {
     /// # Safety
     /// As the methods of [`Lanes`].
     unsafe fn store<L: Lanes>(lanes: L, to: *mut Self::Bits);
+
+    /// `16 * PER_WORD` values, as lanes may be moved about before they are widened.
+    ///
+    /// # Safety
+    /// As the methods of [`Lanes`].
+    #[inline(always)]
+    unsafe fn load_words<L: Lanes>(from: *const Self::Bits) -> L {
+        // SAFETY: the caller's contract.
+        unsafe { Self::load(from) }
+    }
+
+    /// Value `index < PER_WORD` of each lane.
+    ///
+    /// # Safety
+    /// As the methods of [`Lanes`].
+    #[inline(always)]
+    unsafe fn value<L: Lanes>(words: L, _index: usize) -> L {
+        words
+    }
+
+    /// As [`Stored::load_words`] of the first `count` values, zero elsewhere.
+    ///
+    /// # Safety
+    /// As the methods of [`Lanes`].
+    #[inline(always)]
+    unsafe fn load_words_part<L: Lanes>(from: *const Self::Bits, count: usize) -> L {
+        // SAFETY: the caller's contract; the copy has as many values as are loaded.
+        unsafe {
+            let mut bits = [Self::Bits::default(); 2 * LANES];
+            std::ptr::copy_nonoverlapping(from, bits.as_mut_ptr(), count);
+            Self::load_words(bits.as_ptr())
+        }
+    }
 
     /// The first `count <= 16` elements, zero elsewhere.
     ///
@@ -76,6 +111,17 @@ impl Stored for StoredF32 {
 
 impl Stored for StoredBf16 {
     type Bits = u16;
+    const PER_WORD: usize = 2;
+    #[inline(always)]
+    unsafe fn load_words<L: Lanes>(from: *const u16) -> L {
+        // SAFETY: the caller's contract.
+        unsafe { L::load(from.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn value<L: Lanes>(words: L, index: usize) -> L {
+        // SAFETY: the caller's contract.
+        unsafe { if index == 0 { words.first_bf16() } else { words.second_bf16() } }
+    }
     #[inline(always)]
     unsafe fn load<L: Lanes>(from: *const u16) -> L {
         // SAFETY: the caller's contract.

@@ -97,8 +97,8 @@ impl<const ROUNDS: bool> Widen for WidenBf16<ROUNDS> {
     unsafe fn load<L: Lanes>(chunk: *const u16, input: usize, vector: usize, (): ()) -> L {
         // SAFETY: the caller's contract.
         unsafe {
-            let from = chunk.add((input / 2 * PANEL + vector * LANES) * 2);
-            if input.is_multiple_of(2) { L::load_bf16_even(from) } else { L::load_bf16_odd(from) }
+            let pairs = L::load(chunk.add((input / 2 * PANEL + vector * LANES) * 2).cast());
+            if input.is_multiple_of(2) { pairs.first_bf16() } else { pairs.second_bf16() }
         }
     }
 }
