@@ -21,6 +21,7 @@ use crate::simd::ahead::Walk;
 use crate::simd::kind::{Kind, Sums, chunk_at, put_row};
 use crate::simd::math::silu_mul;
 use crate::simd::{Body, LANES, Lanes};
+use crate::upcoming::NextRead;
 
 /// Bytes between the products, which bound the rows of one pass: a pass reads every expert's weights.
 const PASS_BYTES: usize = 256 << 20;
@@ -67,7 +68,12 @@ fn pass(form: Form, x: &[f32], ids: &[u32], weights: &[f32], top_k: usize, exper
     plan.group(ids, top_k, experts.num_experts(), layout.block);
     let bytes = plan.rows(layout.block) * experts.down.shape().depth() * layout.act_bytes;
     let middle_bytes = middle.take::<u8>(bytes);
+    // Tasks of the second job begin with the first group's expert.
+    let first = experts.down_panel(plan.groups[0].expert, 0);
+    let last = experts.down_panel(plan.groups[0].expert + 1, 0);
+    let after = pool::expect(NextRead::of(experts.down.panels_bytes(first..last)));
     by_kind(form, gate_up, First { form, x, experts, plan: &plan, layout, middle: middle_bytes });
+    pool::expect(after);
     by_kind(form, down, Second { form, weights, experts, plan: &plan, middle: middle_bytes, out });
     MIDDLE.set(middle);
     PLAN.set(plan);

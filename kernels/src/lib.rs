@@ -39,6 +39,7 @@ mod router;
 mod scratch;
 mod simd;
 mod tensor;
+mod upcoming;
 mod weights;
 
 pub use activation::{silu_and_mul, silu_and_mul_rows};

@@ -3,8 +3,10 @@ use candle_core::{Device, Result, Tensor};
 use crate::error::{KernelError, check_index, check_shape};
 use crate::form::Form;
 use crate::packed::PackedMatrix;
+use crate::pool;
 use crate::product::linear;
 use crate::tensor::{check_cpu, unfilled, with_rows};
+use crate::upcoming::NextRead;
 
 /// `x W^T + b` on packed weights.
 ///
@@ -25,6 +27,11 @@ impl Linear {
             assert_eq!(bias.len(), weight.out_features(), "a bias has one element an output");
         }
         Linear { weight, bias }
+    }
+
+    /// Says that the weights are read after the next job; they are fetched by threads that have to wait until then.
+    pub fn expect(&self) {
+        pool::expect(NextRead::of(self.weight.all_bytes()));
     }
 
     /// The packed weights.

@@ -163,6 +163,11 @@ impl PackedMatrix {
         self.shape
     }
 
+    /// The bytes of all panels.
+    pub(crate) fn all_bytes(&self) -> &[u8] {
+        self.buffer.bytes()
+    }
+
     /// The bytes of one panel.
     pub(crate) fn panel_bytes(&self, panel: usize) -> &[u8] {
         self.panels_bytes(panel..panel + 1)

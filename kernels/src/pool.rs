@@ -15,6 +15,7 @@ use std::thread::{JoinHandle, Thread};
 
 use crate::affinity;
 use crate::patience::Patience;
+use crate::upcoming::{NextRead, Upcoming};
 
 static GLOBAL: OnceLock<Arc<Pool>> = OnceLock::new();
 static CONFIGURED: AtomicUsize = AtomicUsize::new(0);
@@ -54,6 +55,12 @@ pub fn run(num_tasks: usize, task: &(dyn Fn(usize) + Sync)) {
     current().run(num_tasks, task);
 }
 
+/// Says what is read after the next job: threads that wait in it, or after it, fetch that meanwhile. Gives back what was
+/// said before.
+pub(crate) fn expect(next: NextRead) -> NextRead {
+    current().shared.upcoming.replace(next)
+}
+
 fn current() -> Arc<Pool> {
     if let Some(pool) = INSTALLED.with_borrow(|installed| installed.clone()) {
         return pool;
@@ -86,6 +93,7 @@ struct Shared {
     caller: Mutex<Option<Thread>>,
     waiting: AtomicBool,
     patience: Patience,
+    upcoming: Upcoming,
 }
 
 /// A counter with a cache line to itself (two, as the processor fetches them in pairs).
@@ -126,6 +134,7 @@ impl Pool {
             caller: Mutex::new(None),
             waiting: AtomicBool::new(false),
             patience: Patience::new(),
+            upcoming: Upcoming::default(),
         });
         // A machine that refuses a thread still serves, with the threads it did give.
         let workers = (0..count)
@@ -250,7 +259,12 @@ impl Shared {
     fn wait_until_left(&self) {
         let left = || self.state.load(Ordering::SeqCst) & JOINED == 0;
         self.patience.notice();
-        if self.patience.spin(|| left().then_some(())).is_some() {
+        let mut upcoming = self.upcoming.share(0, self.next.len());
+        let look = || {
+            upcoming.ask();
+            left().then_some(())
+        };
+        if self.patience.spin(look).is_some() {
             return;
         }
         *self.caller.lock().unwrap_or_else(PoisonError::into_inner) = Some(std::thread::current());
@@ -289,8 +303,11 @@ impl Shared {
     /// The open state of a job this worker has not seen; none when the pool stops.
     fn next_job(&self, index: usize, seen: u64) -> Option<u64> {
         loop {
-            let open =
-                || Some(self.state.load(Ordering::Acquire)).filter(|state| state & OPEN != 0 && state >> 17 != seen);
+            let mut upcoming = self.upcoming.share(index + 1, self.next.len());
+            let open = || {
+                upcoming.ask();
+                Some(self.state.load(Ordering::Acquire)).filter(|state| state & OPEN != 0 && state >> 17 != seen)
+            };
             if let Some(state) = self.patience.spin(open) {
                 return Some(state);
             }

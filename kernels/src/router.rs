@@ -14,6 +14,7 @@ use crate::replay::ReplayRows;
 use crate::simd::math::exp;
 use crate::simd::{Body, LANES, Lanes, dispatch};
 use crate::tensor::{unfilled, with_rows};
+use crate::upcoming::NextRead;
 use crate::weights::WeightView;
 
 const OP: &str = "route";
@@ -41,6 +42,11 @@ impl RouterWeight {
         let mut builder = PackedMatrix::zeros(gate.rows, gate.cols, gate.dtype);
         builder.put_rows(0, gate)?;
         Ok(RouterWeight { gate: builder.finish() })
+    }
+
+    /// Says that the weights are read after the next job; they are fetched by threads that have to wait until then.
+    pub fn expect(&self) {
+        pool::expect(NextRead::of(self.gate.all_bytes()));
     }
 
     /// Routed experts.

@@ -164,7 +164,8 @@ impl Decoder {
             });
             let replay = input.replay.filter(|_| sparse).map(|replay| replay.of_layer(moe_layer, &self.config));
             moe_layer += usize::from(sparse);
-            let seam = Seam { capture, replay };
+            let next = self.layers.get(index + 1).map_or(&self.head, Layer::first);
+            let seam = Seam { capture, replay, next };
             let (after, marks) = layer.forward(stream, input, &self.rope, kv, index, seam)?;
             stream = after;
             nan_rows.extend(marks.nan_rows);

@@ -1,7 +1,7 @@
 //! One decoder layer: attention, then a dense or a sparse feed-forward network, each behind a norm.
 
 use candle_core::{Device, Tensor};
-use moetrail_kernels::{KvPool, RopeTable, RowMarks, add_rms_norm, rms_norm};
+use moetrail_kernels::{KvPool, Linear, RopeTable, RowMarks, add_rms_norm, rms_norm};
 
 use crate::attention::Attention;
 use crate::config::ModelConfig;
@@ -25,6 +25,16 @@ pub(crate) struct Layer {
 enum Ffn {
     Dense(Mlp),
     Sparse(Moe),
+}
+
+impl Ffn {
+    /// Says that what is multiplied first is read after the next job.
+    fn expect(&self) {
+        match self {
+            Ffn::Dense(mlp) => mlp.expect(),
+            Ffn::Sparse(moe) => moe.expect(),
+        }
+    }
 }
 
 /// A root-mean-square norm.
@@ -82,6 +92,11 @@ impl Layer {
         Ok(Self { input_norm, attention, post_attention_norm, ffn })
     }
 
+    /// What is multiplied first.
+    pub(crate) fn first(&self) -> &Linear {
+        self.attention.first()
+    }
+
     /// The stream after this layer, and what the router, if there is one, tells of the rows.
     pub(crate) fn forward(
         &self,
@@ -93,10 +108,10 @@ impl Layer {
         seam: Seam<'_>,
     ) -> Result<(Residual, RowMarks)> {
         let (x, normed) = self.input_norm.forward(stream)?;
-        let attended = self.attention.forward(&normed, input, rope, kv, layer)?;
+        let attended = self.attention.forward(&normed, input, rope, kv, layer, || self.ffn.expect())?;
         let (x, normed) = self.post_attention_norm.forward(Residual { x, addition: Some(attended) })?;
         let (out, marks) = match &self.ffn {
-            Ffn::Dense(mlp) => (mlp.forward(&normed)?, RowMarks::default()),
+            Ffn::Dense(mlp) => (mlp.forward(&normed, seam.next)?, RowMarks::default()),
             Ffn::Sparse(moe) => moe.forward(&normed, seam)?,
         };
         Ok((Residual { x, addition: Some(out) }, marks))

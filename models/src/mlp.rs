@@ -26,9 +26,16 @@ impl Mlp {
         Ok(Self { gate_up: Linear::new(gate_up, None), down: Linear::new(down, None) })
     }
 
+    /// Says that the first weights are read after the next job.
+    pub(crate) fn expect(&self) {
+        self.gate_up.expect();
+    }
+
     /// `[rows, hidden]` to `[rows, hidden]`.
-    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+    pub(crate) fn forward(&self, x: &Tensor, next: &Linear) -> Result<Tensor> {
+        self.down.expect();
         let inner = silu_and_mul(&self.gate_up.forward(x)?)?;
+        next.expect();
         Ok(self.down.forward(&inner)?)
     }
 }

@@ -2,7 +2,7 @@
 
 use candle_core::Tensor;
 use moetrail_kernels::{
-    PackedExperts, ReplayRows, RingWrite, RouterConfig, RouterWeight, RowMarks, WeightView, expert_ffn, route,
+    Linear, PackedExperts, ReplayRows, RingWrite, RouterConfig, RouterWeight, RowMarks, WeightView, expert_ffn, route,
 };
 
 use crate::config::ModelConfig;
@@ -11,13 +11,14 @@ use crate::experts;
 use crate::loader::Loader;
 use crate::names::ExpertNames;
 
-/// What a router is handed besides its input.
-#[derive(Default)]
+/// What a feed-forward network is handed besides its input.
 pub(crate) struct Seam<'a> {
     /// Where its choice is written down.
     pub(crate) capture: Option<RingWrite<'a>>,
     /// What it takes in place of a choice.
     pub(crate) replay: Option<ReplayRows<'a>>,
+    /// What is multiplied after it.
+    pub(crate) next: &'a Linear,
 }
 
 /// A router and its experts.
@@ -47,10 +48,16 @@ impl Moe {
         })
     }
 
+    /// Says that the router is read after the next job.
+    pub(crate) fn expect(&self) {
+        self.router.expect();
+    }
+
     /// Picks or takes the experts of every row, which writes them to the ring, and runs them: `[rows, hidden]` to
     /// `[rows, hidden]`, and what the router tells of the rows.
     pub(crate) fn forward(&self, x: &Tensor, seam: Seam<'_>) -> Result<(Tensor, RowMarks)> {
         let routing = route(x, &self.router, &self.routing, seam.capture, seam.replay)?;
+        seam.next.expect();
         let out = expert_ffn(x, &routing, &self.experts)?;
         Ok((out, routing.marks))
     }

@@ -372,11 +372,8 @@ unsafe fn stream<L: Lanes, S: Stored, const M: usize>(
         for i in 0..count {
             scratch.weigh::<L>(piece.shape.scale, queries.start + i, seen, scores[i], sums[i], width);
         }
-        let mut weights = [all_scores.cast_const(); M];
-        for m in 0..M {
-            weights[m] = scores[m];
-        }
-        tile.add_values::<L, S, M>(weights, sums);
+        // By now they are weights.
+        tile.add_values::<L, S, M>(scores, sums);
     }
 }
 

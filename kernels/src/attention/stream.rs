@@ -91,7 +91,7 @@ impl<T: Plain> Tile<'_, T> {
     #[inline(always)]
     pub(super) unsafe fn add_values<L: Lanes, S: Stored<Bits = T>, const M: usize>(
         &self,
-        weights: [*const f32; M],
+        weights: [*mut f32; M],
         sums: [*mut f32; M],
     ) {
         let mut at = 0;
@@ -120,7 +120,7 @@ impl<T: Plain> Tile<'_, T> {
     unsafe fn add_columns<L: Lanes, S: Stored<Bits = T>, const M: usize, const V: usize>(
         &self,
         at: usize,
-        weights: [*const f32; M],
+        weights: [*mut f32; M],
         to: [*mut f32; M],
     ) {
         let count = (self.head_dim - at).min(V * LANES);
