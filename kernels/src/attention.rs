@@ -1,5 +1,6 @@
 mod fused;
 mod piece;
+mod running;
 mod stream;
 #[cfg(target_arch = "x86_64")]
 mod tile_products;

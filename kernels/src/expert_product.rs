@@ -5,11 +5,11 @@
 //! one element, and writes nothing but the result.
 
 use std::cell::Cell;
-use std::marker::PhantomData;
 use std::ops::Range;
 
 use crate::acts::{acts_len, with_acts};
 use crate::buffer::{Shared, elements};
+use crate::expert_middle::{Layout, MiddleLayout, PutMiddle};
 use crate::expert_plan::{ExpertPlan, Group};
 use crate::experts::PackedExperts;
 use crate::form::Form;
@@ -18,7 +18,7 @@ use crate::pool;
 use crate::product::{ByKind, by_kind};
 use crate::scratch::Scratch;
 use crate::simd::ahead::Walk;
-use crate::simd::kind::{Kind, Sums, chunk_at, put_row};
+use crate::simd::kind::{Kind, Sums, chunk_at};
 use crate::simd::math::silu_mul;
 use crate::simd::{Body, LANES, Lanes};
 use crate::upcoming::NextRead;
@@ -34,6 +34,7 @@ thread_local! {
     static MIDDLE: Cell<Scratch> = const { Cell::new(Scratch::new()) };
     static GATHERED: Cell<Scratch> = const { Cell::new(Scratch::new()) };
     static TOTALS: Cell<Scratch> = const { Cell::new(Scratch::new()) };
+    static SUMS: Cell<Scratch> = const { Cell::new(Scratch::new()) };
 }
 
 /// `sum over the chosen experts of weight * down(silu(gate x) * (up x))`: `x` and `out` `[n, hidden]`, `ids` and
@@ -71,64 +72,12 @@ fn pass(form: Form, x: &[f32], ids: &[u32], weights: &[f32], top_k: usize, exper
     // Tasks of the second job begin with the first group's expert.
     let first = experts.down_panel(plan.groups[0].expert, 0);
     let last = experts.down_panel(plan.groups[0].expert + 1, 0);
-    let after = pool::expect(NextRead::of(experts.down.panels_bytes(first..last)));
+    let after = pool::announce(NextRead::of(experts.down.panels_bytes(first..last)));
     by_kind(form, gate_up, First { form, x, experts, plan: &plan, layout, middle: middle_bytes });
-    pool::expect(after);
+    pool::announce(after);
     by_kind(form, down, Second { form, weights, experts, plan: &plan, middle: middle_bytes, out });
     MIDDLE.set(middle);
     PLAN.set(plan);
-}
-
-/// How activations lie in the middle: as the second product wants them, which may be of another kind than the first.
-#[derive(Clone, Copy)]
-struct MiddleLayout {
-    /// Rows that lie together.
-    block: usize,
-    act_bytes: usize,
-    put: unsafe fn(Form, PutMiddle<'_>),
-}
-
-struct Layout;
-
-impl ByKind for Layout {
-    type Output = MiddleLayout;
-
-    fn run<K: Kind>(self) -> MiddleLayout {
-        MiddleLayout { block: K::BLOCK, act_bytes: size_of::<K::Act>(), put: put_middle::<K> }
-    }
-}
-
-/// Some rows of one panel on their way to the middle.
-struct PutMiddle<'a> {
-    rows: &'a [[f32; PANEL]],
-    /// Lanes that are activations.
-    width: usize,
-    depth: usize,
-    /// Row of the middle and chunk where the first lane of the first row goes; a block starts at `to`.
-    first_row: usize,
-    first_chunk: usize,
-    to: *mut u8,
-}
-
-/// # Safety
-/// The middle at `to` has the rows' whole blocks, and nobody else writes these chunks.
-unsafe fn put_middle<K: Kind>(form: Form, put: PutMiddle<'_>) {
-    K::dispatch(form, Put::<K>(put, PhantomData));
-}
-
-struct Put<'a, K>(PutMiddle<'a>, PhantomData<K>);
-
-impl<K: Kind> Body for Put<'_, K> {
-    type Output = ();
-
-    #[inline(always)]
-    unsafe fn run<L: Lanes>(self) {
-        let PutMiddle { rows, width, depth, first_row, first_chunk, to } = self.0;
-        for (i, row) in rows.iter().enumerate() {
-            // SAFETY: the contract of `put_middle`.
-            unsafe { put_row::<L, K>(row.as_ptr(), width, (K::BLOCK, depth), to.cast(), first_row + i, first_chunk) };
-        }
-    }
 }
 
 /// The first job: fills the middle.
@@ -194,7 +143,7 @@ fn gate_up<K: Kind>(
     };
     pool::run(plan.groups.len() * parts, &|task| {
         let Some((group, panels)) = work(task) else { return };
-        let mut gathered = GATHERED.take();
+        let (mut gathered, mut sums) = (GATHERED.take(), SUMS.take());
         let body = GateUp::<K> {
             form,
             experts,
@@ -206,9 +155,11 @@ fn gate_up<K: Kind>(
             gathered: gathered.take(acts_len::<K>(group.pairs.len(), experts.gate_up.shape().depth())),
             layout,
             middle,
+            sums: sums.take(2),
         };
         K::dispatch(form, body);
         GATHERED.set(gathered);
+        SUMS.set(sums);
     });
 }
 
@@ -228,6 +179,8 @@ struct GateUp<'a, K: Kind> {
     layout: MiddleLayout,
     /// `[plan.rows, depth(inter)]`
     middle: Shared<u8>,
+    /// Gate's and up's.
+    sums: &'a mut [Sums],
 }
 
 impl<K: Kind> Body for GateUp<'_, K> {
@@ -250,7 +203,7 @@ impl<K: Kind> Body for GateUp<'_, K> {
         let middle = unsafe { self.middle.at(group.first_row * middle_depth * self.layout.act_bytes) };
         // SAFETY: the form's instructions are available here.
         let session = unsafe { K::begin() };
-        let (mut gate, mut up) = (Sums::new(), Sums::new());
+        let [gate, up] = self.sums else { unreachable!("gate and up have sums") };
         let weights = |(expert, panel)| -> &[K::Weight] {
             let first = experts.gate_panel(expert, panel);
             elements(experts.gate_up.panels_bytes(first..first + 2))
@@ -271,8 +224,8 @@ impl<K: Kind> Body for GateUp<'_, K> {
                 // inside the buffer, and this task alone writes those of this panel.
                 unsafe {
                     let acts = self.gathered.as_ptr().add(done * depth);
-                    K::products::<L>(&session, gate_panel.as_ptr(), acts, depth, count, walk.ahead(done), &mut gate);
-                    K::products::<L>(&session, up_panel.as_ptr(), acts, depth, count, walk.ahead(done), &mut up);
+                    K::products::<L>(&session, gate_panel.as_ptr(), acts, depth, count, walk.ahead(done), gate);
+                    K::products::<L>(&session, up_panel.as_ptr(), acts, depth, count, walk.ahead(done), up);
                     for i in 0..count {
                         swiglu::<L>(&mut gate.0[i], &up.0[i]);
                     }
@@ -322,10 +275,20 @@ fn down<K: Kind>(
     let out = Shared::new(out);
     pool::run(panels.div_ceil(together), &|task| {
         let panels = task * together..panels.min((task + 1) * together);
-        let mut scratch = TOTALS.take();
-        let totals = scratch.take(n * panels.len() * PANEL);
-        K::dispatch(form, Down::<K> { experts, middle, weights, plan, panels, totals, out });
-        TOTALS.set(scratch);
+        let (mut totals, mut sums) = (TOTALS.take(), SUMS.take());
+        let body = Down::<K> {
+            experts,
+            middle,
+            weights,
+            plan,
+            totals: totals.take(n * panels.len() * PANEL),
+            panels,
+            sums: &mut sums.take(1)[0],
+            out,
+        };
+        K::dispatch(form, body);
+        TOTALS.set(totals);
+        SUMS.set(sums);
     });
 }
 
@@ -340,6 +303,7 @@ struct Down<'a, K: Kind> {
     panels: Range<usize>,
     /// `[n, 64 * panels]`: side by side, as the output's rows are so far apart that they would share few sets of a cache.
     totals: &'a mut [f32],
+    sums: &'a mut Sums,
     /// `[n, hidden]`
     out: Shared<f32>,
 }
@@ -355,7 +319,7 @@ impl<K: Kind> Body for Down<'_, K> {
         self.totals.fill(0.0);
         // SAFETY: the form's instructions are available here.
         let session = unsafe { K::begin() };
-        let mut sums = Sums::new();
+        let sums = self.sums;
         let weights = |group: &Group, panels: &Range<usize>| -> &[K::Weight] {
             let first = experts.down_panel(group.expert, panels.start);
             elements(experts.down.panels_bytes(first..first + panels.len()))
@@ -379,7 +343,7 @@ impl<K: Kind> Body for Down<'_, K> {
                     // SAFETY: the panel's length was checked; the group's rows are whole blocks.
                     unsafe {
                         let acts = middle.as_ptr().add(done * depth);
-                        K::products::<L>(&session, weights.as_ptr(), acts, depth, count, walk.ahead(done), &mut sums);
+                        K::products::<L>(&session, weights.as_ptr(), acts, depth, count, walk.ahead(done), sums);
                     }
                     for i in 0..count {
                         let pair = pairs[done + i] as usize;

@@ -18,6 +18,7 @@ mod blocks;
 mod buffer;
 mod error;
 mod expert_ffn;
+mod expert_middle;
 mod expert_plan;
 mod expert_product;
 mod experts;

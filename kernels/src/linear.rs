@@ -30,8 +30,8 @@ impl Linear {
     }
 
     /// Says that the weights are read after the next job; they are fetched by threads that have to wait until then.
-    pub fn expect(&self) {
-        pool::expect(NextRead::of(self.weight.all_bytes()));
+    pub fn announce(&self) {
+        pool::announce(NextRead::of(self.weight.all_bytes()));
     }
 
     /// The packed weights.

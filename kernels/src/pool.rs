@@ -57,7 +57,7 @@ pub fn run(num_tasks: usize, task: &(dyn Fn(usize) + Sync)) {
 
 /// Says what is read after the next job: threads that wait in it, or after it, fetch that meanwhile. Gives back what was
 /// said before.
-pub(crate) fn expect(next: NextRead) -> NextRead {
+pub(crate) fn announce(next: NextRead) -> NextRead {
     current().shared.upcoming.replace(next)
 }
 

@@ -1,11 +1,14 @@
 //! Products of activations with packed weights, split into pool tasks.
 
+use std::cell::Cell;
+
 use crate::acts::{acts_len, with_acts};
 use crate::buffer::{Shared, elements};
 use crate::form::Form;
 use crate::format::WeightFormat;
 use crate::packed::{PANEL, PackedMatrix};
 use crate::pool;
+use crate::scratch::Scratch;
 use crate::simd::ahead::Walk;
 #[cfg(target_arch = "x86_64")]
 use crate::simd::dot::Dot;
@@ -18,6 +21,10 @@ use crate::weights::WeightDtype;
 
 // Weights are read from checkpoints and caches byte by byte as they lie.
 const _: () = assert!(cfg!(target_endian = "little"), "the kernels are written for little-endian machines");
+
+thread_local! {
+    static SUMS: Cell<Scratch> = const { Cell::new(Scratch::new()) };
+}
 
 /// Activations a task keeps in the second-level cache beside its panel of weights.
 const ACTIVATION_BYTES: usize = 768 << 10;
@@ -129,6 +136,7 @@ fn by_panels<K: Kind>(form: Form, acts: &[K::Act], weight: &PackedMatrix, bias: 
         let first_row = block * rows;
         let first_out = panel * PANEL;
         let rows = rows.min(n - first_row);
+        let mut scratch = SUMS.take();
         let body = PanelProduct::<K> {
             panel: elements(weight.panel_bytes(panel)),
             next: (panel + 1 < panels).then(|| elements(weight.panel_bytes(panel + 1))),
@@ -140,8 +148,10 @@ fn by_panels<K: Kind>(form: Form, acts: &[K::Act], weight: &PackedMatrix, bias: 
             first: first_row * outs + first_out,
             stride: outs,
             width: (outs - first_out).min(PANEL),
+            sums: &mut scratch.take(1)[0],
         };
         K::dispatch(form, body);
+        SUMS.set(scratch);
     });
 }
 
@@ -169,6 +179,7 @@ struct PanelProduct<'a, K: Kind> {
     stride: usize,
     /// Lanes that are outputs.
     width: usize,
+    sums: &'a mut Sums,
 }
 
 impl<K: Kind> Body for PanelProduct<'_, K> {
@@ -180,7 +191,7 @@ impl<K: Kind> Body for PanelProduct<'_, K> {
         assert!(self.acts.len() >= self.rows * self.depth, "every row has activations");
         // SAFETY: the form's instructions are available here.
         let session = unsafe { K::begin() };
-        let mut sums = Sums::new();
+        let sums = self.sums;
         let mut walk = Walk::new();
         walk.begin::<K>(self.panel, self.next, self.rows);
         let mut row = 0;
@@ -189,7 +200,7 @@ impl<K: Kind> Body for PanelProduct<'_, K> {
             // SAFETY: the lengths were checked; rows come in whole blocks.
             unsafe {
                 let acts = self.acts.as_ptr().add(row * self.depth);
-                K::products::<L>(&session, self.panel.as_ptr(), acts, self.depth, count, walk.ahead(row), &mut sums);
+                K::products::<L>(&session, self.panel.as_ptr(), acts, self.depth, count, walk.ahead(row), sums);
             }
             for i in 0..count {
                 // SAFETY: this task alone writes these rows and lanes, inside the output.

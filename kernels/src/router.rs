@@ -45,8 +45,8 @@ impl RouterWeight {
     }
 
     /// Says that the weights are read after the next job; they are fetched by threads that have to wait until then.
-    pub fn expect(&self) {
-        pool::expect(NextRead::of(self.gate.all_bytes()));
+    pub fn announce(&self) {
+        pool::announce(NextRead::of(self.gate.all_bytes()));
     }
 
     /// Routed experts.

@@ -65,15 +65,15 @@ impl Attention {
         rope: &RopeTable,
         kv: &mut KvPool,
         layer: usize,
-        expect_next: impl FnOnce(),
+        announce_next: impl FnOnce(),
     ) -> Result<Tensor> {
-        self.output.expect();
+        self.output.announce();
         let qkv = self.qkv.forward(x)?;
         let (positions, slots) = (input.positions, input.slot_mapping);
         let store = kv.layer_mut(layer);
         let q = qkv_rope_store(&qkv, &self.shape, self.norm.as_ref(), rope, positions, slots, store)?;
         let attended = paged_attention(&q, &self.shape, input.seqs, kv.layer_mut(layer))?;
-        expect_next();
+        announce_next();
         Ok(self.output.forward(&attended)?)
     }
 }

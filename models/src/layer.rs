@@ -29,10 +29,10 @@ enum Ffn {
 
 impl Ffn {
     /// Says that what is multiplied first is read after the next job.
-    fn expect(&self) {
+    fn announce(&self) {
         match self {
-            Ffn::Dense(mlp) => mlp.expect(),
-            Ffn::Sparse(moe) => moe.expect(),
+            Ffn::Dense(mlp) => mlp.announce(),
+            Ffn::Sparse(moe) => moe.announce(),
         }
     }
 }
@@ -108,7 +108,7 @@ impl Layer {
         seam: Seam<'_>,
     ) -> Result<(Residual, RowMarks)> {
         let (x, normed) = self.input_norm.forward(stream)?;
-        let attended = self.attention.forward(&normed, input, rope, kv, layer, || self.ffn.expect())?;
+        let attended = self.attention.forward(&normed, input, rope, kv, layer, || self.ffn.announce())?;
         let (x, normed) = self.post_attention_norm.forward(Residual { x, addition: Some(attended) })?;
         let (out, marks) = match &self.ffn {
             Ffn::Dense(mlp) => (mlp.forward(&normed, seam.next)?, RowMarks::default()),

@@ -27,15 +27,15 @@ impl Mlp {
     }
 
     /// Says that the first weights are read after the next job.
-    pub(crate) fn expect(&self) {
-        self.gate_up.expect();
+    pub(crate) fn announce(&self) {
+        self.gate_up.announce();
     }
 
     /// `[rows, hidden]` to `[rows, hidden]`.
     pub(crate) fn forward(&self, x: &Tensor, next: &Linear) -> Result<Tensor> {
-        self.down.expect();
+        self.down.announce();
         let inner = silu_and_mul(&self.gate_up.forward(x)?)?;
-        next.expect();
+        next.announce();
         Ok(self.down.forward(&inner)?)
     }
 }

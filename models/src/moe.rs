@@ -49,15 +49,15 @@ impl Moe {
     }
 
     /// Says that the router is read after the next job.
-    pub(crate) fn expect(&self) {
-        self.router.expect();
+    pub(crate) fn announce(&self) {
+        self.router.announce();
     }
 
     /// Picks or takes the experts of every row, which writes them to the ring, and runs them: `[rows, hidden]` to
     /// `[rows, hidden]`, and what the router tells of the rows.
     pub(crate) fn forward(&self, x: &Tensor, seam: Seam<'_>) -> Result<(Tensor, RowMarks)> {
         let routing = route(x, &self.router, &self.routing, seam.capture, seam.replay)?;
-        seam.next.expect();
+        seam.next.announce();
         let out = expert_ffn(x, &routing, &self.experts)?;
         Ok((out, routing.marks))
     }

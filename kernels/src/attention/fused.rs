@@ -2,19 +2,20 @@
 //!
 //! What happens to a query depends on its position, its window and the keys alone: tiles start at multiples of 64
 //! whatever the chunk, the block size or the other rows; a score is summed over the head in order; the weights of a
-//! tile are summed by lane (`position % 16`), the values in order of position.
+//! tile are summed by lane (`position % 16`), the values in order of position. Many rows share a tile that is turned and
+//! widened once; a single row reads the cache as it lies.
 
 use std::cell::RefCell;
 use std::ops::Range;
 
 use super::AttentionCall;
 use super::piece::{Piece, TILE, in_pieces};
-use super::stream::{QUERIES, Tile};
+use super::running::Running;
+use super::stream::{QUERIES, Tile, stream};
 use crate::form::Form;
 use crate::packed::PANEL;
 use crate::simd::ahead::Ahead;
 use crate::simd::fused::{FUSED_ROWS, add_products};
-use crate::simd::math::exp;
 use crate::simd::stored::{Stored, StoredBf16, StoredF16, StoredF32};
 use crate::simd::widen::WidenF32;
 use crate::simd::{Body, LANES, Lanes, dispatch};
@@ -51,14 +52,7 @@ struct Scratch {
     keys: Vec<f32>,
     /// `[panels(head_dim), 64 keys, 64]`
     values: Vec<f32>,
-    /// `[queries, 64 keys]`, rounded up to whole tiles of rows
-    scores: Vec<f32>,
-    /// `[queries, panels(head_dim) * 64]`
-    sums: Vec<f32>,
-    /// Running maximum of each query.
-    max: Vec<f32>,
-    /// Sum of weights by lane, `[queries, 16]`.
-    total: Vec<f32>,
+    running: Running,
 }
 
 impl Scratch {
@@ -68,69 +62,7 @@ impl Scratch {
         // with a lane that counts.
         self.keys.resize(head_dim * TILE, 0.0);
         self.values.resize(width * TILE, 0.0);
-        self.scores.resize(queries * TILE, 0.0);
-        self.sums.clear();
-        self.sums.resize(queries * width, 0.0);
-        self.max.clear();
-        self.max.resize(queries, f32::NEG_INFINITY);
-        self.total.clear();
-        self.total.resize(queries * LANES, 0.0);
-    }
-
-    /// Turns a row of scores into weights under the running maximum, and rescales what was summed under the old one.
-    ///
-    /// # Safety
-    /// As the methods of [`Lanes`]; `scores` has 64 elements, `sums` `width`.
-    #[inline(always)]
-    unsafe fn weigh<L: Lanes>(
-        &mut self,
-        scale: f32,
-        query: usize,
-        (from, to): (usize, usize),
-        scores: *mut f32,
-        sums: *mut f32,
-        width: usize,
-    ) {
-        if from >= to {
-            return;
-        }
-        // SAFETY: the caller's contract.
-        unsafe {
-            let low = L::splat(f32::NEG_INFINITY);
-            let scale = L::splat(scale);
-            let old = self.max[query];
-            let mut max = L::splat(old);
-            let mut lane = 0;
-            while lane < TILE {
-                let score = L::load(scores.add(lane)).mul(scale);
-                let score = keep_seen(score, lane, from, to, low);
-                score.store(scores.add(lane));
-                max = max.max(score);
-                lane += LANES;
-            }
-            let new = max.reduce_max();
-            self.max[query] = new;
-            let max = L::splat(new);
-            let factor = exp(L::splat(old).sub(max));
-            let total = self.total[query * LANES..(query + 1) * LANES].as_mut_ptr();
-            let mut sum = L::load(total).mul(factor);
-            lane = 0;
-            while lane < TILE {
-                let weight = exp(L::load(scores.add(lane)).sub(max));
-                let weight = keep_seen(weight, lane, from, to, L::splat(0.0));
-                weight.store(scores.add(lane));
-                sum = sum.add(weight);
-                lane += LANES;
-            }
-            sum.store(total);
-            if old != new {
-                lane = 0;
-                while lane < width {
-                    L::load(sums.add(lane)).mul(factor).store(sums.add(lane));
-                    lane += LANES;
-                }
-            }
-        }
+        self.running.prepare(queries, width);
     }
 }
 
@@ -174,8 +106,8 @@ impl<S: Stored> Body for Task<'_, S> {
             let out = unsafe { self.piece.out.slice(self.piece.start(query), head_dim) };
             // SAFETY: the form's instructions are available here; the sums have `head_dim` elements.
             unsafe {
-                let total = L::splat(L::load(self.scratch.total[query * LANES..].as_ptr()).reduce_add());
-                let sums = self.scratch.sums[query * head_dim.next_multiple_of(PANEL)..].as_ptr();
+                let total = L::splat(L::load(self.scratch.running.total[query * LANES..].as_ptr()).reduce_add());
+                let sums = self.scratch.running.sums[query * head_dim.next_multiple_of(PANEL)..].as_ptr();
                 let mut at = 0;
                 while at < head_dim {
                     let count = (head_dim - at).min(LANES);
@@ -204,10 +136,10 @@ impl<S: Stored> Task<'_, S> {
             // SAFETY: the caller's contract.
             unsafe {
                 match end - first {
-                    1 => stream::<L, S, 1>(&self.piece, self.scratch, &tile, first..end),
-                    2 => stream::<L, S, 2>(&self.piece, self.scratch, &tile, first..end),
-                    3..=4 => stream::<L, S, 4>(&self.piece, self.scratch, &tile, first..end),
-                    _ => stream::<L, S, QUERIES>(&self.piece, self.scratch, &tile, first..end),
+                    1 => stream::<L, S, 1>(&self.piece, &mut self.scratch.running, &tile, first..end),
+                    2 => stream::<L, S, 2>(&self.piece, &mut self.scratch.running, &tile, first..end),
+                    3..=4 => stream::<L, S, 4>(&self.piece, &mut self.scratch.running, &tile, first..end),
+                    _ => stream::<L, S, QUERIES>(&self.piece, &mut self.scratch.running, &tile, first..end),
                 }
             }
             first = end;
@@ -290,8 +222,8 @@ impl<S: Stored> Task<'_, S> {
             return;
         }
         let width = head_dim.next_multiple_of(PANEL);
-        let scores = self.scratch.scores[queries.start * TILE..queries.end * TILE].as_mut_ptr();
-        let sums = self.scratch.sums[queries.start * width..queries.end * width].as_mut_ptr();
+        let scores = self.scratch.running.scores[queries.start * TILE..queries.end * TILE].as_mut_ptr();
+        let sums = self.scratch.running.sums[queries.start * width..queries.end * width].as_mut_ptr();
         assert!(self.scratch.keys.len() >= head_dim * TILE && self.scratch.values.len() >= width * TILE);
         // SAFETY: scores and sums have `count` rows, keys and values were checked; offsets stay below 64.
         unsafe {
@@ -310,7 +242,14 @@ impl<S: Stored> Task<'_, S> {
             for i in 0..count {
                 weights[i] = scores.add(i * TILE);
                 let (scores, sums) = (scores.add(i * TILE), sums.add(i * width));
-                self.scratch.weigh::<L>(self.piece.shape.scale, queries.start + i, seen[i], scores, sums, width);
+                self.scratch.running.weigh::<L>(
+                    self.piece.shape.scale,
+                    queries.start + i,
+                    seen[i],
+                    scores,
+                    sums,
+                    width,
+                );
             }
             let mut panel = 0;
             while panel < width {
@@ -341,54 +280,6 @@ impl<S: Stored> Task<'_, S> {
             }
         }
     }
-}
-
-/// Some queries of one row, in registers for `M`; those that are too many repeat the last one.
-///
-/// # Safety
-/// As the methods of [`Lanes`]; there is at least one query.
-#[inline(always)]
-unsafe fn stream<L: Lanes, S: Stored, const M: usize>(
-    piece: &Piece<'_, S::Bits>,
-    scratch: &mut Scratch,
-    tile: &Tile<'_, S::Bits>,
-    queries: Range<usize>,
-) {
-    let (count, head_dim) = (queries.len(), piece.shape.head_dim);
-    let width = head_dim.next_multiple_of(PANEL);
-    let all_scores = scratch.scores[queries.start * TILE..queries.end * TILE].as_mut_ptr();
-    let all_sums = scratch.sums[queries.start * width..queries.end * width].as_mut_ptr();
-    let (mut scores, mut sums, mut rows) = ([all_scores; M], [all_sums; M], [piece.q.as_ptr(); M]);
-    // SAFETY: scores and sums have rows for `count` queries, and every query `head_dim` elements, which slicing checks.
-    unsafe {
-        for m in 0..M {
-            let query = m.min(count - 1);
-            let start = piece.start(queries.start + query);
-            rows[m] = piece.q[start..start + head_dim].as_ptr();
-            (scores[m], sums[m]) = (all_scores.add(query * TILE), all_sums.add(query * width));
-        }
-        tile.score::<L, S, M>(rows, scores);
-        let seen = (tile.seen.start, tile.seen.end);
-        for i in 0..count {
-            scratch.weigh::<L>(piece.shape.scale, queries.start + i, seen, scores[i], sums[i], width);
-        }
-        // By now they are weights.
-        tile.add_values::<L, S, M>(scores, sums);
-    }
-}
-
-/// Lanes `lane..lane + 16` of a tile: those outside `from..to` become `other`.
-///
-/// # Safety
-/// As the methods of [`Lanes`].
-#[inline(always)]
-unsafe fn keep_seen<L: Lanes>(lanes: L, lane: usize, from: usize, to: usize, other: L) -> L {
-    if from <= lane && lane + LANES <= to {
-        return lanes;
-    }
-    let clamp = |at: usize| at.saturating_sub(lane).min(LANES);
-    // SAFETY: the caller's contract.
-    unsafe { lanes.keep(clamp(from), clamp(to), other) }
 }
 
 /// Adds weighted values `from..to` of a tile to one query's sums over one panel.

@@ -5,8 +5,10 @@
 
 use std::ops::Range;
 
-use super::piece::{Keys, TILE};
+use super::piece::{Keys, Piece, TILE};
+use super::running::Running;
 use crate::buffer::Plain;
+use crate::packed::PANEL;
 use crate::simd::stored::Stored;
 use crate::simd::{LANES, Lanes};
 
@@ -170,5 +172,39 @@ impl<T: Plain> Tile<'_, T> {
             // SAFETY: a prefetch may name any address.
             unsafe { L::prefetch(rows.as_ptr().wrapping_add(start + at)) };
         }
+    }
+}
+
+/// Some queries of one row, in registers for `M`; those that are too many repeat the last one.
+///
+/// # Safety
+/// As the methods of [`Lanes`]; there is at least one query.
+#[inline(always)]
+pub(super) unsafe fn stream<L: Lanes, S: Stored, const M: usize>(
+    piece: &Piece<'_, S::Bits>,
+    running: &mut Running,
+    tile: &Tile<'_, S::Bits>,
+    queries: Range<usize>,
+) {
+    let (count, head_dim) = (queries.len(), piece.shape.head_dim);
+    let width = head_dim.next_multiple_of(PANEL);
+    let all_scores = running.scores[queries.start * TILE..queries.end * TILE].as_mut_ptr();
+    let all_sums = running.sums[queries.start * width..queries.end * width].as_mut_ptr();
+    let (mut scores, mut sums, mut rows) = ([all_scores; M], [all_sums; M], [piece.q.as_ptr(); M]);
+    // SAFETY: scores and sums have rows for `count` queries, and every query `head_dim` elements, which slicing checks.
+    unsafe {
+        for m in 0..M {
+            let query = m.min(count - 1);
+            let start = piece.start(queries.start + query);
+            rows[m] = piece.q[start..start + head_dim].as_ptr();
+            (scores[m], sums[m]) = (all_scores.add(query * TILE), all_sums.add(query * width));
+        }
+        tile.score::<L, S, M>(rows, scores);
+        let seen = (tile.seen.start, tile.seen.end);
+        for i in 0..count {
+            running.weigh::<L>(piece.shape.scale, queries.start + i, seen, scores[i], sums[i], width);
+        }
+        // By now they are weights.
+        tile.add_values::<L, S, M>(scores, sums);
     }
 }
