@@ -51,10 +51,11 @@ def main():
                 run = engines.run(engine, "1b", "bf16", a.settings if engine == "llama_cpp" else {}, batch=[1], gen_len=a.gen_len, reps=3)
                 rates = run["report"]["results"][-1]["tokens_per_second"]
                 runs[engine] = dict(rates=rates, read_before=before, read_after=look(), others_share=run["others_share"], void=run["void"])
-            found.append(runs)
+            found.append(dict(runs, ratio=statistics.median(runs["moetrail"]["rates"]) / statistics.median(runs["llama_cpp"]["rates"])))
             say(f"pair {pair + 1}: " + ", ".join(f"{e} {statistics.median(r['rates']):.1f} ({r['read_before']:.0f}, {r['read_after']:.0f} GB/s)" for e, r in runs.items()))
     result = dict(date=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), machine=machine.describe(), settings=a.settings,
-                  gigabytes_a_step=gigabytes, pairs=found)
+                  gigabytes_a_step=gigabytes, ratio=statistics.median(pair["ratio"] for pair in found), pairs=found)
+    say(f"ratio {result['ratio']:.2f}")
     a.out.write_text(json.dumps(result, indent=1) + "\n")
 
 

@@ -100,12 +100,13 @@ def search_tables(result):
 def notes(result):
     found, machine, made = result["summary"], result["machine"], result["versions"]
     limit = found["limits"][str(result["threads"])]
+    reads = ", ".join(f"{each[-1]['read_gb_s']:.1f}" for each in result["limits"])
     peaks = ", ".join(f"{value:.0f} GFLOP/s {peak_name(peak)}" for peak, value in limit.items() if peak.endswith("gflop_s"))
     peers = "; ".join(f"{NAMES[peer]} {version}" for peer, version in result["peers"].items())
     return ["## Notes", "",
             f"- Machine: {machine['cpu']} (family {machine['family']}, model {machine['model']}), {machine['processors']} processors"
             f"{', virtual' if machine['hypervisor'] else ''}, {machine['memory_gib']} GiB, Linux {machine['kernel']}; {' '.join(machine['flags'])}.",
-            f"- Its limits with {result['threads']} threads, the median of {len(result['limits'])} looks: {limit['read_gb_s']:.1f} GB/s read, {peaks}.",
+            f"- Its limits with {result['threads']} threads, the median of {len(result['limits'])} looks: {limit['read_gb_s']:.1f} GB/s read ({reads}), {peaks}.",
             f"- moetrail: commit {made['commit']}{' with uncommitted changes' if made['uncommitted_changes'] else ''}, binary "
             f"{made['binary_sha256'][:12]}, {result['kernels']} kernels, capture on and every row drained. {peers or 'No peers'}.",
             f"- A rate is the median of {result['round_count']} rounds, a ratio the median of those within a round, to the peer named.",

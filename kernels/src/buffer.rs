@@ -94,6 +94,8 @@ unsafe impl Plain for u8 {}
 // SAFETY: plain numbers.
 unsafe impl Plain for u16 {}
 // SAFETY: plain numbers.
+unsafe impl Plain for u32 {}
+// SAFETY: plain numbers.
 unsafe impl Plain for f32 {}
 
 /// The aligned bytes of a [`Buffer`] as elements.

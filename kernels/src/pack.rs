@@ -72,6 +72,9 @@ pub(crate) fn pack_panel(shape: PackedShape, bytes: &mut [u8], part: PanelPart, 
 fn pack_floats(shape: PackedShape, dtype: WeightDtype, bytes: &mut [u8], part: PanelPart, view: WeightView<'_>) {
     use WeightDtype::{BF16, F16, F32};
     match (dtype, view.dtype) {
+        (BF16, BF16) if view.col_stride == 1 && view.cols.is_multiple_of(CHUNK) => {
+            put_pairs(elements_mut::<u32>(bytes), part, view);
+        }
         (F32, _) => put(shape, elements_mut::<f32>(bytes), part, view.cols, |r, c| view.get(r, c)),
         (BF16, BF16) | (F16, F16) => put(shape, elements_mut::<u16>(bytes), part, view.cols, |r, c| view.bits16(r, c)),
         (BF16, _) => {
@@ -89,6 +92,20 @@ fn put<T: Plain>(shape: PackedShape, panel: &mut [T], part: PanelPart, cols: usi
         for row in 0..part.rows {
             for col in first..(first + CHUNK).min(cols) {
                 panel[shape.position(part.first_lane + row, col)] = get(part.first_row + row, col);
+            }
+        }
+    }
+}
+
+/// As [`put`] for rows of bf16 in whole chunks: a pair of neighbouring inputs is moved as one word.
+fn put_pairs(panel: &mut [u32], part: PanelPart, view: WeightView<'_>) {
+    const PAIRS: usize = CHUNK / 2;
+    for (chunk, panel) in panel.chunks_exact_mut(PAIRS * PANEL).enumerate().take(view.cols / CHUNK) {
+        for row in 0..part.rows {
+            let first = 2 * ((part.first_row + row) * view.row_stride + chunk * CHUNK);
+            let pairs = view.bytes[first..first + 2 * CHUNK].chunks_exact(4);
+            for (pair, lanes) in pairs.zip(panel.chunks_exact_mut(PANEL)) {
+                lanes[part.first_lane + row] = u32::from_le_bytes([pair[0], pair[1], pair[2], pair[3]]);
             }
         }
     }

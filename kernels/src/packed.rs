@@ -292,6 +292,27 @@ mod tests {
     }
 
     #[test]
+    fn rows_of_whole_chunks_come_back_too() {
+        let (out, inp) = (150, 96);
+        let values: Vec<f32> = (0..out * inp).map(|i| (i * 7 % 509) as f32 - 250.0).collect();
+        let mut bytes = vec![0u8; 1];
+        values.iter().for_each(|&value| bytes.extend(bf16::from_f32(value).to_le_bytes()));
+        let mut builder = PackedMatrix::zeros(out, inp, WeightDtype::BF16);
+        for rows in [0..37, 37..150] {
+            let part = &bytes[1 + rows.start * inp * 2..];
+            builder.put_rows(rows.start, WeightView::row_major(part, WeightDtype::BF16, rows.len(), inp)).unwrap();
+        }
+        let matrix = builder.finish();
+        let mut row = vec![0.0; inp];
+        for r in 0..out {
+            matrix.unpack_row(r, &mut row);
+            let expected: Vec<f32> =
+                values[r * inp..][..inp].iter().map(|&value| bf16::from_f32(value).to_f32()).collect();
+            assert_eq!(row, expected, "row {r}");
+        }
+    }
+
+    #[test]
     fn rows_outside_the_matrix_are_refused() {
         let bytes = [0u8; 64];
         let mut builder = PackedMatrix::zeros(4, 4, WeightDtype::F32);
