@@ -55,11 +55,15 @@ def limits_binary():
         yield binary
 
 
-def limits(threads, mib=512, rounds=10):
+def look(binary, threads, mib=512, rounds=10):
+    """GB/s and GFLOP/s for `threads`, by the binary of limits.c."""
+    return json.loads(subprocess.run([binary, str(threads), str(mib), str(rounds)], check=True, capture_output=True, text=True).stdout)
+
+
+def limits(threads):
     """GB/s and GFLOP/s for one thread and for `threads`."""
     with limits_binary() as binary:
-        run = lambda count: subprocess.run([binary, str(count), str(mib), str(rounds)], check=True, capture_output=True, text=True).stdout
-        return [json.loads(run(count)) for count in sorted({1, threads})]
+        return [look(binary, count) for count in sorted({1, threads})]
 
 
 def busy_seconds():

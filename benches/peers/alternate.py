@@ -10,7 +10,6 @@ import argparse
 import json
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -43,14 +42,14 @@ def main():
         binary = Path(shutil.copy2(ROOT / "target/release/moetrail", folder))
         engines = Engines(binary, pythons, ROOT / "target/bench", a.threads, 10, 3)
         gigabytes = (weights := Weights(ROOT / "target/bench/qwen3_moe-1b")).step_bytes(weights.top_k) / 1e9
-        look = lambda: json.loads(subprocess.run([limits, str(a.threads), "512", "5"], check=True, capture_output=True, text=True).stdout)["read_gb_s"]
+        read = lambda: machine.look(limits, a.threads, rounds=5)["read_gb_s"]
         for pair in range(a.pairs):
             runs = {}
             for engine in ENGINES if pair % 2 == 0 else reversed(ENGINES):
-                before = look()
+                before = read()
                 run = engines.run(engine, "1b", "bf16", a.settings if engine == "llama_cpp" else {}, batch=[1], gen_len=a.gen_len, reps=3)
                 rates = run["report"]["results"][-1]["tokens_per_second"]
-                runs[engine] = dict(rates=rates, read_before=before, read_after=look(), others_share=run["others_share"], void=run["void"])
+                runs[engine] = dict(rates=rates, read_before=before, read_after=read(), others_share=run["others_share"], void=run["void"])
             found.append(dict(runs, ratio=statistics.median(runs["moetrail"]["rates"]) / statistics.median(runs["llama_cpp"]["rates"])))
             say(f"pair {pair + 1}: " + ", ".join(f"{e} {statistics.median(r['rates']):.1f} ({r['read_before']:.0f}, {r['read_after']:.0f} GB/s)" for e, r in runs.items()))
     result = dict(date=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), machine=machine.describe(), settings=a.settings,

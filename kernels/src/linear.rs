@@ -3,10 +3,8 @@ use candle_core::{Device, Result, Tensor};
 use crate::error::{KernelError, check_index, check_shape};
 use crate::form::Form;
 use crate::packed::PackedMatrix;
-use crate::pool;
 use crate::product::linear;
 use crate::tensor::{check_cpu, unfilled, with_rows};
-use crate::upcoming::NextRead;
 
 /// `x W^T + b` on packed weights.
 ///
@@ -29,9 +27,9 @@ impl Linear {
         Linear { weight, bias }
     }
 
-    /// Says that the weights are read after the next job; they are fetched by threads that have to wait until then.
+    /// Says that the weights are read after the next job; threads that have to wait fetch them meanwhile.
     pub fn announce(&self) {
-        pool::announce(NextRead::of(self.weight.all_bytes()));
+        self.weight.announce();
     }
 
     /// The packed weights.

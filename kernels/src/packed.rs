@@ -22,6 +22,7 @@ use crate::error::KernelError;
 use crate::format::WeightFormat;
 use crate::pack::{PanelPart, WeightRows, pack_panel};
 use crate::pool;
+use crate::upcoming::NextRead;
 use crate::weights::WeightDtype;
 
 /// Outputs of one panel.
@@ -163,9 +164,9 @@ impl PackedMatrix {
         self.shape
     }
 
-    /// The bytes of all panels.
-    pub(crate) fn all_bytes(&self) -> &[u8] {
-        self.buffer.bytes()
+    /// Says that the weights are read after the next job: threads that have to wait fetch them meanwhile.
+    pub(crate) fn announce(&self) {
+        pool::announce(NextRead::of(self.buffer.bytes()));
     }
 
     /// The bytes of one panel.

@@ -14,7 +14,6 @@ use crate::replay::ReplayRows;
 use crate::simd::math::exp;
 use crate::simd::{Body, LANES, Lanes, dispatch};
 use crate::tensor::{unfilled, with_rows};
-use crate::upcoming::NextRead;
 use crate::weights::WeightView;
 
 const OP: &str = "route";
@@ -44,9 +43,9 @@ impl RouterWeight {
         Ok(RouterWeight { gate: builder.finish() })
     }
 
-    /// Says that the weights are read after the next job; they are fetched by threads that have to wait until then.
+    /// Says that the weights are read after the next job; threads that have to wait fetch them meanwhile.
     pub fn announce(&self) {
-        pool::announce(NextRead::of(self.gate.all_bytes()));
+        self.gate.announce();
     }
 
     /// Routed experts.

@@ -11,7 +11,8 @@ const LINES: usize = 4;
 /// Bytes a thread fetches at most: they stay in its second-level cache beside what it works on.
 const MOST: usize = 256 << 10;
 
-/// Where what is read next lies, the same for every thread of a pool. The two numbers are not read together: a wrong line that is asked for does no harm.
+/// Where what is read next lies, the same for every thread of a pool. The two numbers are not read together: a wrong line
+/// that is asked for does no harm.
 #[derive(Default)]
 pub(crate) struct Upcoming {
     start: AtomicPtr<u8>,
