@@ -9,8 +9,8 @@ use serde_json::json;
 
 use crate::fault::Fault;
 use crate::{
-    Engine, EngineConfig, EngineHandle, Event, Finish, FinishReason, GenerateRequest, SamplingParams, StartError,
-    SubmitError,
+    Engine, EngineConfig, EngineHandle, Event, Finish, FinishReason, GenerateRequest, PauseMode, SamplingParams,
+    StartError, SubmitError,
 };
 
 fn open(folder: &Path, config: EngineConfig) -> Result<Engine, StartError> {
@@ -155,7 +155,9 @@ fn limits_are_named() {
     let beyond = GenerateRequest { routed_experts_start: Some(4), ..request(&[1, 2, 3], 4) };
     refuse(beyond, "routed_experts_prompt_start", "it is 4");
 
-    // One runs, none may wait.
+    // One runs, none may wait. It stands still, or it might end before the other comes.
+    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+    runtime.block_on(handle.pause(PauseMode::Keep, false)).expect("it pauses");
     let running = handle.submit(request(&[1, 2, 3], 120)).expect("there is room");
     assert_eq!(handle.submit(request(&[1], 1)).err(), Some(SubmitError::Full { limit: 1 }));
     drop(running);

@@ -70,7 +70,10 @@ async fn a_key_is_needed_where_there_is_one() {
 async fn a_full_server_asks_to_come_back() {
     let config = EngineConfig { max_num_seqs: 1, max_queued_requests: 0, ..EngineConfig::default() };
     let server = Server::with(config, None);
+    // The first prompt stands still, or it might end before the second comes.
+    server.post("/pause?mode=keep", "").await.json();
     let answer = server.post("/v1/completions", r#"{"prompt":["a","b","c"],"max_tokens":400,"ignore_eos":true}"#).await;
+    server.post("/resume", "").await.json();
     answer.refused(503, None, "limit of 1");
     assert_eq!(answer.headers[header::RETRY_AFTER], "1");
     // The prompt that had been taken was cancelled with the others.
