@@ -86,7 +86,7 @@ async fn an_answer_in_one_piece_is_cancelled_when_its_client_goes() {
 async fn shutdown_finishes_what_runs_and_takes_nothing_new() {
     let server = Server::start();
     let (address, stop, serving) = listen(&server).await;
-    // A pause holds it until the shutdown, which ends pauses.
+    // A pause holds the request until the shutdown, which ends pauses.
     server.post("/pause?mode=keep", "").await.json();
     let mut connection = send(address, r#""n":8,"max_tokens":400,"ignore_eos":true,"stream":true"#).await;
     until(async || server.engine.num_live() == 1).await;
