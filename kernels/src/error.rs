@@ -4,6 +4,9 @@ use crate::weights::WeightDtype;
 /// What a kernel refuses, with the values that made it refuse.
 #[derive(Debug, thiserror::Error)]
 pub enum KernelError {
+    /// The device refused.
+    #[error(transparent)]
+    Gpu(#[from] crate::gpu::GpuError),
     /// Rows were put outside the matrix, or with the wrong width.
     #[error("rows {first}..{end} of width {cols} do not fit a matrix of shape [{out_features}, {in_features}]")]
     PutRows {

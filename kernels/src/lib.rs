@@ -24,6 +24,7 @@ mod expert_product;
 mod experts;
 mod form;
 mod format;
+pub mod gpu;
 mod kv;
 mod linear;
 mod norm;

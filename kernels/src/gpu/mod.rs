@@ -1,0 +1,86 @@
+//! The kernels of `kernels/cuda`, and what they run on.
+//!
+//! Every launcher checks shapes as the CPU's entry points do, and hands addresses to a [`Driver`]: the CUDA driver, or
+//! the emulation that the tests use. Nothing here needs a CUDA toolkit to build.
+
+mod arena;
+mod driver;
+mod error;
+mod matrix;
+mod memory;
+mod norm;
+mod rows;
+
+use std::sync::{Arc, Mutex};
+
+pub use arena::{Arena, Scratch};
+pub use driver::{Address, Arg, CopyKind, Driver, Event, Graph, Launch, Pitched, Stream};
+pub use error::GpuError;
+pub use matrix::{DeviceMatrix, DeviceMatrixBuilder};
+pub use memory::{DeviceBuffer, PinnedBuffer, Plain};
+pub use norm::{add_rms_norm, embedding, select_rows, silu_and_mul};
+pub use rows::{DeviceRows, ROW_PAD};
+
+/// A device. A clone is the same device.
+#[derive(Clone, Debug)]
+pub struct Gpu {
+    driver: Arc<dyn Driver>,
+    /// Pinned memory for copies that the caller waits for.
+    staging: Arc<Mutex<Option<PinnedBuffer>>>,
+}
+
+impl Gpu {
+    /// The device behind a driver.
+    pub fn new(driver: Arc<dyn Driver>) -> Gpu {
+        Gpu { driver, staging: Arc::default() }
+    }
+
+    /// What it runs on.
+    pub fn driver(&self) -> &Arc<dyn Driver> {
+        &self.driver
+    }
+
+    /// Launches a kernel on [`Stream::Compute`].
+    ///
+    /// # Safety
+    /// As [`Driver::launch`].
+    pub(crate) unsafe fn launch(&self, launch: Launch, args: &[Arg]) -> Result<(), GpuError> {
+        // SAFETY: the caller's contract.
+        unsafe { self.driver.launch(Stream::Compute, launch, args) }
+    }
+
+    /// Blocks until all that was issued to the stream has happened.
+    pub fn finish(&self, stream: Stream) -> Result<(), GpuError> {
+        let event = self.driver.record(stream)?;
+        let done = self.driver.finish(event);
+        self.driver.forget(event);
+        done
+    }
+
+    /// A pinned buffer of at least this size, for the time of the borrow.
+    fn staging(&self, bytes: usize) -> Result<Staging<'_>, GpuError> {
+        let mut held = self.staging.lock().unwrap_or_else(|poison| poison.into_inner());
+        if held.as_ref().is_none_or(|buffer| buffer.len() < bytes) {
+            *held = None;
+            *held = Some(PinnedBuffer::new(self, bytes)?);
+        }
+        Ok(Staging(held))
+    }
+}
+
+/// The pinned buffer while somebody uses it.
+struct Staging<'a>(std::sync::MutexGuard<'a, Option<PinnedBuffer>>);
+
+impl std::ops::Deref for Staging<'_> {
+    type Target = PinnedBuffer;
+
+    fn deref(&self) -> &PinnedBuffer {
+        self.0.as_ref().expect("made when it was borrowed")
+    }
+}
+
+impl std::ops::DerefMut for Staging<'_> {
+    fn deref_mut(&mut self) -> &mut PinnedBuffer {
+        self.0.as_mut().expect("made when it was borrowed")
+    }
+}

@@ -1,0 +1,100 @@
+use half::{bf16, f16};
+use moetrail_kernels::WeightDtype;
+use moetrail_kernels::gpu::{Arena, DeviceBuffer, DeviceMatrix, DeviceMatrixBuilder, DeviceRows, Gpu};
+
+use crate::toss::{Toss, le_bytes};
+
+/// The device that is tested; `None` where there is no C++ compiler for the emulation, which has been said.
+pub fn gpu(seed: u64) -> Option<Gpu> {
+    moetrail_emulation::gpu(seed, 1 << 30)
+}
+
+/// A value as memory of this type holds it.
+pub fn round(value: f32, dtype: WeightDtype) -> f32 {
+    match dtype {
+        WeightDtype::F32 => value,
+        WeightDtype::BF16 => bf16::from_f32(value).to_f32(),
+        WeightDtype::F16 => f16::from_f32(value).to_f32(),
+    }
+}
+
+/// Half a unit in the last place, relative.
+pub fn half_ulp(dtype: WeightDtype) -> f32 {
+    match dtype {
+        WeightDtype::F32 => 1.0 / (1 << 24) as f32,
+        WeightDtype::BF16 => 1.0 / (1 << 8) as f32,
+        WeightDtype::F16 => 1.0 / (1 << 11) as f32,
+    }
+}
+
+/// Elements of a type, as f32.
+pub fn read(gpu: &Gpu, address: moetrail_kernels::gpu::Address, len: usize, dtype: WeightDtype) -> Vec<f32> {
+    match dtype {
+        WeightDtype::F32 => gpu.read(address, len).unwrap(),
+        WeightDtype::BF16 => {
+            gpu.read::<u16>(address, len).unwrap().iter().map(|&bits| bf16::from_bits(bits).to_f32()).collect()
+        }
+        WeightDtype::F16 => {
+            gpu.read::<u16>(address, len).unwrap().iter().map(|&bits| f16::from_bits(bits).to_f32()).collect()
+        }
+    }
+}
+
+/// The rows of an operand, after a check that its padding is zero.
+pub fn operand(gpu: &Gpu, rows: &DeviceRows) -> Vec<f32> {
+    let all = read(gpu, rows.address(), rows.len() * rows.ld(), rows.dtype());
+    let mut values = Vec::new();
+    for row in all.chunks(rows.ld()) {
+        values.extend_from_slice(&row[..rows.width()]);
+        assert!(row[rows.width()..].iter().all(|&value| value == 0.0), "padding is zero");
+    }
+    values
+}
+
+/// Rows of f32 with this content.
+pub fn floats(arena: &Arena, values: &[f32], width: usize) -> DeviceRows {
+    let rows = DeviceRows::floats(arena, values.len() / width, width).unwrap();
+    arena.gpu().upload(rows.address(), &le_bytes(values)).unwrap();
+    rows
+}
+
+/// Rows that products read, with this content, rounded.
+pub fn operand_of(arena: &Arena, values: &[f32], width: usize, dtype: WeightDtype) -> DeviceRows {
+    let rows = DeviceRows::operand(arena, values.len() / width, width, dtype).unwrap();
+    let mut bytes = Vec::new();
+    for row in values.chunks(width) {
+        for col in 0..rows.ld() {
+            let value = row.get(col).copied().unwrap_or(0.0);
+            match dtype {
+                WeightDtype::F32 => bytes.extend(value.to_le_bytes()),
+                WeightDtype::BF16 => bytes.extend(bf16::from_f32(value).to_le_bytes()),
+                WeightDtype::F16 => bytes.extend(f16::from_f32(value).to_le_bytes()),
+            }
+        }
+    }
+    arena.gpu().upload(rows.address(), &bytes).unwrap();
+    rows
+}
+
+/// Values in device memory.
+pub fn buffer(gpu: &Gpu, values: &[f32]) -> DeviceBuffer {
+    DeviceBuffer::of(gpu, values).unwrap()
+}
+
+/// Random weights, and what memory of the type holds of them, row-major.
+pub fn matrix(gpu: &Gpu, toss: &mut Toss, out: usize, inp: usize, dtype: WeightDtype) -> (DeviceMatrix, Vec<f32>) {
+    let values: Vec<f32> = toss.values(out * inp);
+    let bytes = le_bytes(&values);
+    let mut builder = DeviceMatrixBuilder::zeros(gpu, out, inp, dtype).unwrap();
+    let view = moetrail_kernels::WeightView::row_major(&bytes, WeightDtype::F32, out, inp);
+    builder.put_rows(0, view.into()).unwrap();
+    (builder.finish(), values.iter().map(|&value| round(value, dtype)).collect())
+}
+
+/// Fails unless every value is within its bound.
+pub fn assert_close(got: &[f32], expected: &[f32], bound: impl Fn(usize) -> f32, what: &str) {
+    assert_eq!(got.len(), expected.len(), "{what}");
+    for (i, (got, expected)) in got.iter().zip(expected).enumerate() {
+        assert!((got - expected).abs() <= bound(i), "{what}: element {i} is {got}, expected {expected}");
+    }
+}

@@ -1,0 +1,8 @@
+//! The GPU kernels against their references: on the emulation, or on an NVIDIA GPU where `MOETRAIL_TEST_DEVICE=cuda`.
+
+#[path = "../forms/toss.rs"]
+#[allow(dead_code)]
+mod toss;
+
+mod device;
+mod norm;
