@@ -1,28 +1,27 @@
 //! Self-attention over the paged cache.
 
-use candle_core::Tensor;
-use moetrail_kernels::{AttentionShape, KvPool, Linear, QkNorm, RopeTable, paged_attention, qkv_rope_store};
+use moetrail_kernels::{AttentionShape, QkNorm};
 
+use crate::backend::{AttentionOf, Backend, LayerCache};
 use crate::config::{ModelConfig, QkNormKind};
 use crate::error::Result;
 use crate::loader::Loader;
 use crate::names::LayerNames;
-use crate::step::StepInput;
 
 /// The attention of one layer; query, key and value projections are one matrix.
 #[derive(Clone)]
-pub(crate) struct Attention {
+pub(crate) struct Attention<B: Backend> {
     /// `[(heads + 2 * kv_heads) * head_dim, hidden]`
-    qkv: Linear,
+    qkv: B::Linear,
     /// `[hidden, heads * head_dim]`
-    output: Linear,
-    norm: Option<QkNorm>,
+    output: B::Linear,
+    norm: Option<B::QkNorm>,
     shape: AttentionShape,
 }
 
-impl Attention {
+impl<B: Backend> Attention<B> {
     /// Packs the projections.
-    pub(crate) fn load(loader: &mut Loader<'_>, config: &ModelConfig, names: &LayerNames) -> Result<Self> {
+    pub(crate) fn load(loader: &mut Loader<'_, B>, config: &ModelConfig, names: &LayerNames) -> Result<Self> {
         let (q, kv, hidden) = (config.q_width(), config.kv_width(), config.hidden_size);
         let weights = names.projections.each_ref().map(|name| format!("{name}.weight"));
         let [wq, wk, wv, wo] = &weights;
@@ -37,10 +36,12 @@ impl Attention {
             }
             false => (None, None),
         };
+        let norm = load_norm(loader, config, names)?;
+        let backend = loader.backend();
         Ok(Self {
-            qkv: Linear::new(qkv, qkv_bias),
-            output: Linear::new(output, output_bias),
-            norm: load_norm(loader, config, names)?,
+            qkv: backend.with_bias(qkv, qkv_bias)?,
+            output: backend.with_bias(output, output_bias)?,
+            norm: norm.map(|norm| backend.qk_norm(norm)).transpose()?,
             shape: AttentionShape {
                 heads: config.num_attention_heads,
                 kv_heads: config.num_key_value_heads,
@@ -53,32 +54,33 @@ impl Attention {
     }
 
     /// What is multiplied first.
-    pub(crate) fn first(&self) -> &Linear {
+    pub(crate) fn first(&self) -> &B::Linear {
         &self.qkv
     }
 
     /// Stores the rows' keys and values in a layer of the cache, and attends: `[rows, hidden]` to `[rows, hidden]`.
     pub(crate) fn forward(
         &self,
-        x: &Tensor,
-        input: &StepInput<'_>,
-        rope: &RopeTable,
-        kv: &mut KvPool,
-        layer: usize,
+        backend: &B,
+        step: &B::Step<'_>,
+        x: &B::Operand,
+        cache: LayerCache<'_, B>,
         announce_next: impl FnOnce(),
-    ) -> Result<Tensor> {
-        self.output.announce();
-        let qkv = self.qkv.forward(x)?;
-        let (positions, slots) = (input.positions, input.slot_mapping);
-        let store = kv.layer_mut(layer);
-        let q = qkv_rope_store(&qkv, &self.shape, self.norm.as_ref(), rope, positions, slots, store)?;
-        let attended = paged_attention(&q, &self.shape, input.seqs, kv.layer_mut(layer))?;
+    ) -> Result<B::Rows> {
+        backend.announce(&self.output);
+        let qkv = backend.linear(x, &self.qkv)?;
+        let attention = AttentionOf { shape: &self.shape, norm: self.norm.as_ref() };
+        let attended = backend.attend(step, &qkv, attention, cache)?;
         announce_next();
-        Ok(self.output.forward(&attended)?)
+        backend.linear(&attended, &self.output)
     }
 }
 
-fn load_norm(loader: &mut Loader<'_>, config: &ModelConfig, names: &LayerNames) -> Result<Option<QkNorm>> {
+fn load_norm<B: Backend>(
+    loader: &mut Loader<'_, B>,
+    config: &ModelConfig,
+    names: &LayerNames,
+) -> Result<Option<QkNorm>> {
     let widths = match config.qk_norm {
         QkNormKind::None => return Ok(None),
         QkNormKind::PerHead => [config.head_dim, config.head_dim],

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use moetrail_kernels::WeightDtype;
 
+use crate::backend::Cpu;
 use crate::config::ModelConfig;
 use crate::decoder::Decoder;
 use crate::dtype::{StoredType, WeightChoice};
@@ -159,7 +160,7 @@ impl Checkpoint {
         if choice.quantization.is_some() && self.is_quantised() {
             return Err(ModelError::WeightChoice("quantization: the file's weights are quantised already".into()));
         }
-        let loader = Loader::new(&self.shards, dtype, format, progress);
+        let loader = Loader::new(Cpu, &self.shards, dtype, format, progress);
         Decoder::load(loader, self.config.clone(), self.family, self.max_positions)
     }
 }

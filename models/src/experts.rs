@@ -7,15 +7,20 @@
 //! stacked           gate, up [experts, inter, hidden], down [experts, hidden, inter]        GGUF
 //! ```
 
-use moetrail_kernels::{PackedExperts, PackedExpertsBuilder, WeightDtype, WeightView};
+use moetrail_kernels::{WeightDtype, WeightFormat, WeightView};
 
+use crate::backend::{Backend, PutExperts};
 use crate::config::ModelConfig;
 use crate::error::Result;
 use crate::loader::{Checked, Loader};
 use crate::names::ExpertNames;
 
-/// Packs all experts of a layer.
-pub(crate) fn load(loader: &mut Loader<'_>, config: &ModelConfig, names: &ExpertNames) -> Result<PackedExperts> {
+/// Packs all experts of a layer; how gate and up are stored, and how down is, comes with them.
+pub(crate) fn load<B: Backend>(
+    loader: &mut Loader<'_, B>,
+    config: &ModelConfig,
+    names: &ExpertNames,
+) -> Result<(B::Experts, [WeightFormat; 2])> {
     let [gate_up, _] = names.fused();
     let [gate, ..] = names.stacked();
     match loader.shards() {
@@ -26,25 +31,30 @@ pub(crate) fn load(loader: &mut Loader<'_>, config: &ModelConfig, names: &Expert
 }
 
 /// A builder for experts that are stored like these.
-fn builder(
-    loader: &Loader<'_>,
+fn builder<B: Backend>(
+    loader: &Loader<'_, B>,
     config: &ModelConfig,
     inner: &[&Checked<'_>],
     down: &[&Checked<'_>],
-) -> PackedExpertsBuilder {
+) -> Result<(B::ExpertsBuilder, [WeightFormat; 2])> {
     let types = |tensors: &[&Checked<'_>]| tensors.iter().map(|tensor| tensor.stored.dtype()).collect::<Vec<_>>();
-    let (gate_up, down) = (loader.format(types(inner)), loader.format(types(down)));
-    PackedExperts::builder(config.num_experts, config.hidden_size, config.moe_intermediate_size, gate_up, down)
+    let formats = [loader.format(types(inner)), loader.format(types(down))];
+    let first = inner.first().map_or("", |tensor| &tensor.name);
+    Ok((loader.made(first, loader.backend().experts(config, formats))?, formats))
 }
 
-fn load_stacked(loader: &mut Loader<'_>, config: &ModelConfig, names: &ExpertNames) -> Result<PackedExperts> {
+fn load_stacked<B: Backend>(
+    loader: &mut Loader<'_, B>,
+    config: &ModelConfig,
+    names: &ExpertNames,
+) -> Result<(B::Experts, [WeightFormat; 2])> {
     let (count, hidden, inter) = (config.num_experts, config.hidden_size, config.moe_intermediate_size);
     let [gate, up, down] = names.stacked();
     let gate = loader.tensor(&gate, &[&[count, inter, hidden]])?;
     let up = loader.tensor(&up, &[&[count, inter, hidden]])?;
     let down = loader.tensor(&down, &[&[count, hidden, inter]])?;
-    let mut experts = builder(loader, config, &[&gate, &up], &[&down]);
-    let [gate_up_format, down_format] = experts.formats();
+    let (mut experts, formats) = builder(loader, config, &[&gate, &up], &[&down])?;
+    let [gate_up_format, down_format] = formats;
     for expert in 0..count {
         gate.rows(expert * inter, inter, hidden, gate_up_format, |rows| experts.put_gate(expert, rows))?;
         up.rows(expert * inter, inter, hidden, gate_up_format, |rows| experts.put_up(expert, rows))?;
@@ -54,10 +64,14 @@ fn load_stacked(loader: &mut Loader<'_>, config: &ModelConfig, names: &ExpertNam
             loader.done(tensor, expert * size..(expert + 1) * size);
         }
     }
-    Ok(experts.finish())
+    Ok((experts.finish(), formats))
 }
 
-fn load_each(loader: &mut Loader<'_>, config: &ModelConfig, names: &ExpertNames) -> Result<PackedExperts> {
+fn load_each<B: Backend>(
+    loader: &mut Loader<'_, B>,
+    config: &ModelConfig,
+    names: &ExpertNames,
+) -> Result<(B::Experts, [WeightFormat; 2])> {
     let (hidden, inter) = (config.hidden_size, config.moe_intermediate_size);
     let mut tensors = Vec::with_capacity(config.num_experts);
     for expert in 0..config.num_experts {
@@ -70,8 +84,8 @@ fn load_each(loader: &mut Loader<'_>, config: &ModelConfig, names: &ExpertNames)
     }
     let inner: Vec<&Checked<'_>> = tensors.iter().flat_map(|[gate, up, _]| [gate, up]).collect();
     let outer: Vec<&Checked<'_>> = tensors.iter().map(|[_, _, down]| down).collect();
-    let mut experts = builder(loader, config, &inner, &outer);
-    let [gate_up_format, down_format] = experts.formats();
+    let (mut experts, formats) = builder(loader, config, &inner, &outer)?;
+    let [gate_up_format, down_format] = formats;
     for (expert, [gate, up, down]) in tensors.iter().enumerate() {
         gate.rows(0, inter, hidden, gate_up_format, |rows| experts.put_gate(expert, rows))?;
         up.rows(0, inter, hidden, gate_up_format, |rows| experts.put_up(expert, rows))?;
@@ -80,10 +94,14 @@ fn load_each(loader: &mut Loader<'_>, config: &ModelConfig, names: &ExpertNames)
             loader.done(tensor, 0..tensor.stored.bytes().len());
         }
     }
-    Ok(experts.finish())
+    Ok((experts.finish(), formats))
 }
 
-fn load_fused(loader: &mut Loader<'_>, config: &ModelConfig, names: &ExpertNames) -> Result<PackedExperts> {
+fn load_fused<B: Backend>(
+    loader: &mut Loader<'_, B>,
+    config: &ModelConfig,
+    names: &ExpertNames,
+) -> Result<(B::Experts, [WeightFormat; 2])> {
     let (count, hidden, inter) = (config.num_experts, config.hidden_size, config.moe_intermediate_size);
     let [gate_up, down] = names.fused();
     let rows_first = [[count, 2 * inter, hidden], [count, hidden, inter]];
@@ -98,21 +116,21 @@ fn load_fused(loader: &mut Loader<'_>, config: &ModelConfig, names: &ExpertNames
         loader.tensor(&gate_up.name, &[gate_up_shape])?;
         loader.tensor(&down.name, &[&columns_first[1]])?;
     }
-    let mut experts = builder(loader, config, &[&gate_up], &[&down]);
+    let (mut experts, formats) = builder(loader, config, &[&gate_up], &[&down])?;
     let (gate_up_dtype, down_dtype) = (gate_up.float()?, down.float()?);
     for expert in 0..count {
         let gate = part(&gate_up, gate_up_dtype, expert, (2 * inter, hidden), (0, inter), turned);
         let up = part(&gate_up, gate_up_dtype, expert, (2 * inter, hidden), (inter, inter), turned);
-        experts.put_gate(expert, gate).map_err(|source| gate_up.pack_error(source))?;
-        experts.put_up(expert, up).map_err(|source| gate_up.pack_error(source))?;
+        experts.put_gate(expert, gate.into()).map_err(|source| gate_up.pack_error(source))?;
+        experts.put_up(expert, up.into()).map_err(|source| gate_up.pack_error(source))?;
         let outer = part(&down, down_dtype, expert, (hidden, inter), (0, hidden), turned);
-        experts.put_down(expert, outer).map_err(|source| down.pack_error(source))?;
+        experts.put_down(expert, outer.into()).map_err(|source| down.pack_error(source))?;
         for tensor in [&gate_up, &down] {
             let size = tensor.stored.bytes().len() / count;
             loader.done(tensor, expert * size..(expert + 1) * size);
         }
     }
-    Ok(experts.finish())
+    Ok((experts.finish(), formats))
 }
 
 /// Rows `first..first + rows` of one expert's `[out, in]` matrix, which is stored `[in, out]` where `turned`.

@@ -6,6 +6,7 @@
 #![deny(unsafe_code)]
 
 mod attention;
+mod backend;
 mod checkpoint;
 mod config;
 mod decoder;
@@ -22,6 +23,7 @@ mod loader;
 mod mlp;
 mod moe;
 mod names;
+mod network;
 mod registry;
 mod replay;
 mod rope;

@@ -6,8 +6,9 @@ use std::ops::Range;
 use candle_core::Device;
 use candle_core::quantized::{QStorage, QTensor};
 use indicatif::{ProgressBar, ProgressStyle};
-use moetrail_kernels::{BlockRows, KernelError, PackedMatrix, WeightDtype, WeightFormat, WeightRows, WeightView};
+use moetrail_kernels::{BlockRows, KernelError, WeightDtype, WeightFormat, WeightRows, WeightView};
 
+use crate::backend::{Backend, KernelResult, PutRows};
 use crate::dtype::StoredType;
 use crate::error::{ModelError, Result};
 use crate::shards::{Shards, StoredTensor};
@@ -16,7 +17,8 @@ use crate::shards::{Shards, StoredTensor};
 ///
 /// Shapes are checked before anything is allocated, so a corrupt configuration cannot ask for more memory than the
 /// files it comes with account for.
-pub(crate) struct Loader<'a> {
+pub(crate) struct Loader<'a, B> {
+    backend: B,
     shards: &'a Shards,
     dtype: WeightDtype,
     /// Of matrices that come as floats.
@@ -35,15 +37,27 @@ pub(crate) struct Checked<'a> {
     pub(crate) stored: StoredTensor<'a>,
 }
 
-impl<'a> Loader<'a> {
-    pub(crate) fn new(shards: &'a Shards, dtype: WeightDtype, format: WeightFormat, progress: bool) -> Self {
+impl<'a, B: Backend> Loader<'a, B> {
+    pub(crate) fn new(
+        backend: B,
+        shards: &'a Shards,
+        dtype: WeightDtype,
+        format: WeightFormat,
+        progress: bool,
+    ) -> Self {
         let bar = match progress {
             true => ProgressBar::new(shards.bytes()),
             false => ProgressBar::hidden(),
         };
         let template = "loading weights {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}";
         bar.set_style(ProgressStyle::with_template(template).expect("the template is well formed"));
-        Self { shards, dtype, format, progress: bar, used: BTreeSet::new(), packed_bytes: 0, formats: Vec::new() }
+        let (used, formats) = (BTreeSet::new(), Vec::new());
+        Self { backend, shards, dtype, format, progress: bar, used, packed_bytes: 0, formats }
+    }
+
+    /// What the weights are packed for.
+    pub(crate) fn backend(&self) -> &B {
+        &self.backend
     }
 
     pub(crate) fn shards(&self) -> &'a Shards {
@@ -60,7 +74,9 @@ impl<'a> Loader<'a> {
     pub(crate) fn format(&self, types: impl IntoIterator<Item = StoredType>) -> WeightFormat {
         let mut formats = types.into_iter().map(StoredType::packed_as_is);
         match formats.next().flatten() {
-            Some(first) if self.dtype == WeightDtype::BF16 && formats.all(|format| format == Some(first)) => first,
+            Some(first) if self.dtype == WeightDtype::BF16 && formats.all(|format| format == Some(first)) => {
+                if self.backend.packs(first) { first } else { self.format }
+            }
             _ => self.format,
         }
     }
@@ -92,14 +108,15 @@ impl<'a> Loader<'a> {
     }
 
     /// Matrices of one width packed below each other: `[sum of rows, width]`.
-    pub(crate) fn packed(&mut self, parts: &[(&str, usize)], width: usize) -> Result<PackedMatrix> {
+    pub(crate) fn packed(&mut self, parts: &[(&str, usize)], width: usize) -> Result<B::Matrix> {
         let mut tensors = Vec::with_capacity(parts.len());
         for &(name, rows) in parts {
             tensors.push((self.tensor(name, &[&[rows, width]])?, rows));
         }
         let rows = parts.iter().map(|(_, rows)| rows).sum();
         let format = self.format(tensors.iter().map(|(tensor, _)| tensor.stored.dtype()));
-        let mut matrix = PackedMatrix::zeros(rows, width, format);
+        let first_name = parts.first().map_or("", |(name, _)| name);
+        let mut matrix = self.made(first_name, self.backend.matrix(rows, width, format))?;
         let mut first = 0;
         for (tensor, rows) in tensors {
             tensor.rows(0, rows, width, format, |view| matrix.put_rows(first, view))?;
@@ -107,8 +124,17 @@ impl<'a> Loader<'a> {
             first += rows;
         }
         let matrix = matrix.finish();
-        self.count_packed(matrix.bytes(), &[format]);
+        self.count_packed(B::matrix_bytes(&matrix), &[format]);
         Ok(matrix)
+    }
+
+    /// What a backend made to hold the tensor of that name, or why it could not.
+    pub(crate) fn made<T>(&self, tensor: &str, made: KernelResult<T>) -> Result<T> {
+        made.map_err(|source| ModelError::Pack {
+            path: self.shards.folder().to_owned(),
+            tensor: tensor.to_owned(),
+            source: Box::new(source),
+        })
     }
 
     /// Counts weights that were packed other than by [`packed`](Self::packed).

@@ -1,41 +1,40 @@
 //! The gated feed-forward network of a dense layer.
 
-use candle_core::Tensor;
-use moetrail_kernels::{Linear, silu_and_mul};
-
+use crate::backend::Backend;
 use crate::config::ModelConfig;
 use crate::error::Result;
 use crate::loader::Loader;
 
 /// `down(silu(gate x) * (up x))`; gate and up are one matrix.
 #[derive(Clone)]
-pub(crate) struct Mlp {
+pub(crate) struct Mlp<B: Backend> {
     /// `[2 * intermediate, hidden]`: gate rows, then up rows.
-    gate_up: Linear,
+    gate_up: B::Linear,
     /// `[hidden, intermediate]`
-    down: Linear,
+    down: B::Linear,
 }
 
-impl Mlp {
+impl<B: Backend> Mlp<B> {
     /// Packs the three matrices.
-    pub(crate) fn load(loader: &mut Loader<'_>, config: &ModelConfig, names: &[String; 3]) -> Result<Self> {
+    pub(crate) fn load(loader: &mut Loader<'_, B>, config: &ModelConfig, names: &[String; 3]) -> Result<Self> {
         let (hidden, inter) = (config.hidden_size, config.intermediate_size);
         let [gate, up, down] = names;
         let gate_up = loader.packed(&[(gate, inter), (up, inter)], hidden)?;
         let down = loader.packed(&[(down, hidden)], inter)?;
-        Ok(Self { gate_up: Linear::new(gate_up, None), down: Linear::new(down, None) })
+        let backend = loader.backend();
+        Ok(Self { gate_up: backend.with_bias(gate_up, None)?, down: backend.with_bias(down, None)? })
     }
 
     /// Says that the first weights are read after the next job.
-    pub(crate) fn announce(&self) {
-        self.gate_up.announce();
+    pub(crate) fn announce(&self, backend: &B) {
+        backend.announce(&self.gate_up);
     }
 
     /// `[rows, hidden]` to `[rows, hidden]`.
-    pub(crate) fn forward(&self, x: &Tensor, next: &Linear) -> Result<Tensor> {
-        self.down.announce();
-        let inner = silu_and_mul(&self.gate_up.forward(x)?)?;
-        next.announce();
-        Ok(self.down.forward(&inner)?)
+    pub(crate) fn forward(&self, backend: &B, x: &B::Operand, next: &B::Linear) -> Result<B::Rows> {
+        backend.announce(&self.down);
+        let inner = backend.silu_and_mul(&backend.linear(x, &self.gate_up)?)?;
+        backend.announce(next);
+        backend.linear(&inner, &self.down)
     }
 }

@@ -20,9 +20,9 @@ impl<'a> Replay<'a> {
     /// In `row_of`: this row routes freely.
     pub const FREE: u32 = ReplayRows::FREE;
 
-    /// What the router of one MoE layer takes from it.
-    pub(crate) fn of_layer(self, moe_layer: usize, config: &ModelConfig) -> ReplayRows<'a> {
-        ReplayRows { row_of: self.row_of, ids: self.ids, moe_layers: config.moe_layers.len(), moe_layer }
+    /// What the router of one of the MoE layers takes from it.
+    pub(crate) fn of_layer(self, moe_layer: usize, moe_layers: usize) -> ReplayRows<'a> {
+        ReplayRows { row_of: self.row_of, ids: self.ids, moe_layers, moe_layer }
     }
 
     /// Refuses what does not fit a step of `rows`: no layer has run then, where a router would refuse in the middle.

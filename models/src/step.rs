@@ -1,7 +1,7 @@
 //! What goes into a forward pass and what comes out.
 
 use candle_core::Tensor;
-use moetrail_kernels::{KvPool, SeqSpan};
+use moetrail_kernels::SeqSpan;
 
 use crate::config::ModelConfig;
 use crate::error::{ModelError, Result};
@@ -48,6 +48,15 @@ pub struct StepOutput {
     pub changed_cells: Vec<u32>,
 }
 
+/// What the routers tell of a step's rows.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Marks {
+    /// As [`HiddenOutput::nan_rows`].
+    pub(crate) nan_rows: Vec<u32>,
+    /// As [`HiddenOutput::changed_cells`].
+    pub(crate) changed_cells: Vec<u32>,
+}
+
 /// What the rows have to stay below.
 pub(crate) struct Limits<'a> {
     pub(crate) config: &'a ModelConfig,
@@ -79,11 +88,6 @@ impl StepInput<'_> {
             Some(replay) => replay.check(rows, limits.config),
         }
     }
-}
-
-/// The slots of a pool.
-pub(crate) fn num_slots(kv: &KvPool) -> usize {
-    kv.num_blocks() * kv.block_size()
 }
 
 pub(crate) fn equal(what: &'static str, expected: usize, found: usize) -> Result<()> {
