@@ -1,16 +1,21 @@
 //! A loaded model, on whichever processor.
 
+use std::ops::Range;
+
 use candle_core::{DType, Device, Tensor};
-use moetrail_kernels::{KvPool, RingCells, WeightDtype, WeightFormat};
+use moetrail_kernels::{KvPool, WeightDtype, WeightFormat};
 
 use crate::backend::Cpu;
 use crate::config::ModelConfig;
 use crate::dtype::{Quantization, WeightChoice};
 use crate::error::Result;
+use crate::hidden::{Hidden, Place};
+use crate::kv_cache::KvCache;
 use crate::loader::Loader;
 use crate::network::Network;
 use crate::registry::Family;
-use crate::step::{HiddenOutput, Limits, StepInput, StepOutput, refused};
+use crate::ring::Ring;
+use crate::step::{HiddenOutput, Limits, StepInput, StepOutput};
 
 /// A loaded model. A clone shares the weights.
 #[derive(Clone)]
@@ -63,9 +68,12 @@ impl Decoder {
         self.max_positions
     }
 
-    /// A KV cache of this model's shape.
-    pub fn new_kv_pool(&self, num_blocks: usize, block_size: usize) -> KvPool {
-        self.network.kv(&self.config, num_blocks, block_size).expect("host memory is taken as it is written")
+    /// A KV cache of this model's shape, where the model computes.
+    ///
+    /// # Errors
+    /// What the device refuses.
+    pub fn new_kv(&self, num_blocks: usize, block_size: usize) -> Result<KvCache> {
+        Ok(KvCache::Host(self.network.kv(&self.config, num_blocks, block_size)?))
     }
 
     /// Bytes of one block of the KV cache, all layers together.
@@ -77,9 +85,9 @@ impl Decoder {
 
     /// Runs the rows through all layers and those of `logit_rows` through the head: [`hidden`](Self::hidden), then
     /// [`logits`](Self::logits).
-    pub fn forward(&self, input: &StepInput<'_>, kv: &mut KvPool, ring: Option<RingCells<'_>>) -> Result<StepOutput> {
+    pub fn forward(&self, input: &StepInput<'_>, kv: &mut KvCache, ring: Option<Ring<'_>>) -> Result<StepOutput> {
         let HiddenOutput { hidden, nan_rows, changed_cells } = self.hidden(input, kv, ring)?;
-        Ok(StepOutput { logits: self.logits(&hidden)?, nan_rows, changed_cells })
+        Ok(StepOutput { logits: self.logits(&hidden, 0..hidden.len())?, nan_rows, changed_cells })
     }
 
     /// Runs the rows through all layers, and those of `logit_rows` through the final norm.
@@ -87,46 +95,41 @@ impl Decoder {
     /// Keys and values go to `kv` at the rows' slots; the experts of every row go to `ring`, `[slots, moe_layers,
     /// top_k]`, at the same slots, in the order of [`ModelConfig::moe_layers`]. A replayed row takes the given experts,
     /// and these go to the ring.
-    pub fn hidden(&self, input: &StepInput<'_>, kv: &mut KvPool, ring: Option<RingCells<'_>>) -> Result<HiddenOutput> {
+    pub fn hidden(&self, input: &StepInput<'_>, kv: &mut KvCache, ring: Option<Ring<'_>>) -> Result<HiddenOutput> {
         self.check(input, kv, ring.as_ref())?;
         if input.token_ids.is_empty() {
             let hidden = Tensor::zeros((0, self.config.hidden_size), DType::F32, &Device::Cpu)?;
-            return Ok(HiddenOutput { hidden, nan_rows: Vec::new(), changed_cells: Vec::new() });
+            return Ok(HiddenOutput {
+                hidden: Hidden(Place::Host(hidden)),
+                nan_rows: Vec::new(),
+                changed_cells: Vec::new(),
+            });
         }
+        let KvCache::Host(kv) = kv;
+        let ring = ring.map(|Ring::Host(cells)| cells);
         let (hidden, marks) = self.network.hidden(&self.config, input, kv, ring)?;
+        let hidden = Hidden(Place::Host(hidden));
         Ok(HiddenOutput { hidden, nan_rows: marks.nan_rows, changed_cells: marks.changed_cells })
     }
 
-    /// The logits of hidden rows, `[rows, hidden]` to F32 `[rows, vocab]`.
+    /// The logits of some of the hidden rows, F32 `[rows, vocab]` on the host.
     ///
     /// A vocabulary makes these much larger than the hidden rows: callers with many rows take them in slices.
-    pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
-        if hidden.dim(0)? == 0 {
+    pub fn logits(&self, hidden: &Hidden, rows: Range<usize>) -> Result<Tensor> {
+        if rows.is_empty() {
             return Ok(Tensor::zeros((0, self.config.vocab_size), DType::F32, &Device::Cpu)?);
         }
-        self.network.logits(hidden)
+        let Place::Host(hidden) = &hidden.0;
+        self.network.logits(&hidden.narrow(0, rows.start, rows.len())?)
     }
 
-    fn check(&self, input: &StepInput<'_>, kv: &KvPool, ring: Option<&RingCells<'_>>) -> Result<()> {
+    fn check(&self, input: &StepInput<'_>, kv: &KvCache, ring: Option<&Ring<'_>>) -> Result<()> {
         let num_slots = kv.num_blocks() * kv.block_size();
         let limits = Limits { config: &self.config, max_positions: self.max_positions, num_slots };
         input.check(&limits)?;
-        let Some(ring) = ring else {
-            return Ok(());
-        };
-        let cells = self.config.moe_layers.len() * self.config.num_experts_per_tok;
-        let (len, widest) = match ring {
-            RingCells::U8(cells) => (cells.len(), 1 << 8),
-            RingCells::U16(cells) => (cells.len(), 1 << 16),
-        };
-        if len != num_slots * cells {
-            let expected = format!("{num_slots} slots of {cells} cells");
-            return Err(refused("ring", expected, format!("{len} cells")));
+        match ring {
+            None => Ok(()),
+            Some(ring) => ring.check(&self.config, num_slots),
         }
-        if self.config.num_experts > widest {
-            let expected = format!("cells that hold ids below {}", self.config.num_experts);
-            return Err(refused("ring", expected, format!("cells that hold ids below {widest}")));
-        }
-        Ok(())
     }
 }

@@ -5,6 +5,7 @@ use moetrail_kernels::SeqSpan;
 
 use crate::config::ModelConfig;
 use crate::error::{ModelError, Result};
+use crate::hidden::Hidden;
 use crate::replay::Replay;
 
 /// The rows of one forward pass, as plain slices.
@@ -25,10 +26,10 @@ pub struct StepInput<'a> {
 }
 
 /// What the layers give.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct HiddenOutput {
-    /// F32 `[logit_rows, hidden]`, after the final norm.
-    pub hidden: Tensor,
+    /// `[logit_rows, hidden]`, after the final norm.
+    pub hidden: Hidden,
     /// Rows of the batch whose router saw NaN in any layer, ascending.
     pub nan_rows: Vec<u32>,
     /// MoE layers in which the free router would have chosen another set than the replay gives, `[rows]`, 0 for rows that

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use moetrail_capture::{CaptureRing, DrainError, HostRows, SequenceRows};
-use moetrail_kernels::RingCells;
+use moetrail_models::Ring;
 use moetrail_routes::{ExpertRows, TokenSpan};
 use moetrail_sched::{BlockMove, BlockPool, Sequence};
 
@@ -67,8 +67,8 @@ impl Capture {
     }
 
     /// The cells, for the router to write.
-    pub(crate) fn cells(&mut self) -> Option<RingCells<'_>> {
-        self.ring.as_mut().map(ring_cells)
+    pub(crate) fn cells(&mut self) -> Option<Ring<'_>> {
+        self.ring.as_mut().map(|ring| ring_cells(ring).into())
     }
 
     /// The row half of a block's move.

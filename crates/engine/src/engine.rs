@@ -6,8 +6,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc};
 use std::time::Instant;
 
-use moetrail_kernels::KvPool;
-use moetrail_models::Decoder;
+use moetrail_models::{Decoder, KvCache};
 use moetrail_routes::TokenSpan;
 use moetrail_sched::{Batch, NewSequence, RequestKey, Scheduler, SeqId};
 use rustc_hash::FxHashMap;
@@ -41,7 +40,7 @@ pub(crate) struct Live {
 /// Everything the engine thread owns. Nothing here is shared or locked.
 pub(crate) struct EngineThread {
     pub(crate) decoder: Decoder,
-    pub(crate) kv: KvPool,
+    pub(crate) kv: KvCache,
     pub(crate) capture: Capture,
     pub(crate) swap: SwapSpace,
     pub(crate) scheduler: Scheduler,

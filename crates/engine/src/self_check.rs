@@ -108,7 +108,7 @@ fn forward(decoder: &Decoder, layout: &RingLayout, pattern: u16) -> Result<Vec<u
         Cells::U8(cells) => cells.fill(pattern as u8),
         Cells::U16(cells) => cells.fill(pattern),
     }
-    let mut kv = decoder.new_kv_pool(1, num_tokens);
+    let mut kv = decoder.new_kv(1, num_tokens).map_err(|error| failed(&error))?;
     let stride = (config.vocab_size / num_tokens).max(1);
     let token_ids: Vec<u32> = (0..num_tokens).map(|i| (i * stride % config.vocab_size) as u32).collect();
     let positions: Vec<u32> = (0..num_tokens as u32).collect();
@@ -120,7 +120,7 @@ fn forward(decoder: &Decoder, layout: &RingLayout, pattern: u16) -> Result<Vec<u
         logit_rows: &[],
         replay: None,
     };
-    decoder.forward(&input, &mut kv, Some(ring_cells(&mut ring))).map_err(|error| failed(&error))?;
+    decoder.forward(&input, &mut kv, Some(ring_cells(&mut ring).into())).map_err(|error| failed(&error))?;
     Ok(match ring.cells_mut() {
         Cells::U8(cells) => cells.iter().map(|id| u16::from(*id)).collect(),
         Cells::U16(cells) => cells.clone(),

@@ -5,7 +5,7 @@ use std::thread::JoinHandle;
 
 use moetrail_capture::{CaptureRing, RingLayout};
 use moetrail_kernels::pool;
-use moetrail_models::Decoder;
+use moetrail_models::{Decoder, ModelError};
 use moetrail_sched::{Batch, Scheduler, SchedulerConfig};
 use moetrail_text::Tokenizer;
 use rustc_hash::FxHashMap;
@@ -40,6 +40,9 @@ pub enum StartError {
     /// Capture does not work with this model.
     #[error(transparent)]
     SelfCheck(#[from] SelfCheckError),
+    /// The KV cache could not be made.
+    #[error("the KV cache: {0}")]
+    KvCache(#[from] ModelError),
     /// The thread could not be started.
     #[error("the engine thread did not start: {0}")]
     Thread(#[from] std::io::Error),
@@ -96,7 +99,7 @@ impl Engine {
         // Slots are numbered by u32.
         let num_host_blocks =
             (config.swap_space / (bytes_per_block + ring_bytes_per_block)).min(u32::MAX as usize / config.block_size);
-        let kv = decoder.new_kv_pool(num_blocks, config.block_size);
+        let kv = decoder.new_kv(num_blocks, config.block_size)?;
         let ring = layout.clone().map(|layout| CaptureRing::new(layout, num_blocks, config.block_size));
         tracing::info!(
             num_blocks,

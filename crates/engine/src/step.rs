@@ -1,11 +1,12 @@
 //! One step: schedule, forward, sample, hand out.
 
+use std::ops::Range;
 use std::sync::Mutex;
 use std::time::Instant;
 
 use candle_core::Tensor;
 use moetrail_kernels::{SeqSpan, pool, with_elements};
-use moetrail_models::{HiddenOutput, Replay, StepInput};
+use moetrail_models::{Hidden, HiddenOutput, ModelError, Replay, StepInput};
 use moetrail_routes::TokenSpan;
 use moetrail_sched::{Batch, RequestKey, Scheduled, SeqId};
 use rustc_hash::FxHashMap;
@@ -45,7 +46,10 @@ impl EngineThread {
     /// Computes one step, if there is anything to compute.
     pub(crate) fn step(&mut self) {
         let mut batch = std::mem::take(&mut self.batch);
-        self.schedule(&mut batch);
+        if let Err(error) = self.schedule(&mut batch) {
+            tracing::error!(%error, "blocks could not be moved; every live request fails");
+            return self.fail_all(&format!("blocks could not be moved: {error}"));
+        }
         if !batch.is_empty() {
             let wanted = self.logit_rows(&batch);
             match self.forward(&batch, &[&wanted.prompt_rows[..], &wanted.next_rows].concat()) {
@@ -64,7 +68,7 @@ impl EngineThread {
     }
 
     /// Plans the step and moves blocks; sequences that lose theirs have their rows drained first.
-    fn schedule(&mut self, batch: &mut Batch) {
+    fn schedule(&mut self, batch: &mut Batch) -> Result<(), ModelError> {
         let (capture, choices, settings) = (&self.capture, &mut self.choices, &self.settings);
         self.scheduler.schedule(batch, &mut |sequence, pool, release| {
             if let Some(choice) = choices.get_mut(&sequence.id()) {
@@ -72,9 +76,7 @@ impl EngineThread {
             }
         });
         self.stats.num_preemptions.inc_by(batch.num_preempted as u64);
-        for step in &batch.moves {
-            self.swap.execute(*step, &mut self.kv, &mut self.capture);
-        }
+        batch.moves.iter().try_for_each(|step| self.swap.execute(*step, &mut self.kv, &mut self.capture))
     }
 
     fn logit_rows(&self, batch: &Batch) -> LogitRows {
@@ -214,7 +216,7 @@ impl EngineThread {
     fn hand_out(&mut self, batch: &Batch, wanted: &LogitRows, output: &HiddenOutput) {
         let (first, len) = (wanted.prompt_rows.len(), wanted.next_rows.len());
         let done = self.score_prompts(wanted, &output.hidden).and_then(|()| {
-            let logits = self.logits(&output.hidden, first, len)?;
+            let logits = self.logits(&output.hidden, first..first + len)?;
             with_elements("sampling", &logits, |logits| {
                 self.hand_out_tokens(batch, wanted, logits);
                 Ok(())
@@ -251,17 +253,17 @@ impl EngineThread {
         }
     }
 
-    /// The logits of some hidden rows, `[len, vocab]`.
-    fn logits(&self, hidden: &Tensor, start: usize, len: usize) -> candle_core::Result<Tensor> {
-        self.decoder.logits(&hidden.narrow(0, start, len)?).map_err(candle_core::Error::wrap)
+    /// The logits of some hidden rows, `[rows, vocab]`.
+    fn logits(&self, hidden: &Hidden, rows: Range<usize>) -> candle_core::Result<Tensor> {
+        self.decoder.logits(hidden, rows).map_err(candle_core::Error::wrap)
     }
 
     /// Adds the prompt log-probabilities of this step, slice by slice.
-    fn score_prompts(&mut self, wanted: &LogitRows, hidden: &Tensor) -> candle_core::Result<()> {
+    fn score_prompts(&mut self, wanted: &LogitRows, hidden: &Hidden) -> candle_core::Result<()> {
         let vocab = self.info.vocab_size;
         let slice = (PROMPT_LOGITS / vocab).max(1);
         for (index, entries) in wanted.prompt.chunks(slice).enumerate() {
-            let logits = self.logits(hidden, index * slice, entries.len())?;
+            let logits = self.logits(hidden, index * slice..index * slice + entries.len())?;
             let live = &self.live;
             let results = with_elements("scoring", &logits, |logits| {
                 Ok(in_parallel(entries.len(), |job| {

@@ -1,6 +1,6 @@
 //! The swap space: host memory where the KV of preempted sequences and of evicted prefixes waits.
 
-use moetrail_kernels::KvPool;
+use moetrail_models::{KvCache, Result};
 use moetrail_sched::BlockMove;
 
 use crate::capture::Capture;
@@ -18,13 +18,14 @@ impl SwapSpace {
     }
 
     /// Moves a block, KV and rows together.
-    pub(crate) fn execute(&mut self, step: BlockMove, kv: &mut KvPool, capture: &mut Capture) {
+    pub(crate) fn execute(&mut self, step: BlockMove, kv: &mut KvCache, capture: &mut Capture) -> Result<()> {
         let stretch = |host: u32| host as usize * self.block_bytes..(host as usize + 1) * self.block_bytes;
         match step {
-            BlockMove::Copy { from, to } => kv.copy_block(from, to),
-            BlockMove::SwapOut { block, host } => kv.read_block(block, &mut self.kv[stretch(host)]),
-            BlockMove::SwapIn { host, block } => kv.write_block(block, &self.kv[stretch(host)]),
+            BlockMove::Copy { from, to } => kv.copy_block(from, to)?,
+            BlockMove::SwapOut { block, host } => kv.read_block(block, &mut self.kv[stretch(host)])?,
+            BlockMove::SwapIn { host, block } => kv.write_block(block, &self.kv[stretch(host)])?,
         }
         capture.move_block(step);
+        Ok(())
     }
 }

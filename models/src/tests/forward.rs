@@ -40,11 +40,11 @@ fn capture_changes_no_bit_and_writes_only_the_slots_of_the_step() {
         logit_rows: &[5, 2],
         replay: None,
     };
-    let free = decoder.forward(&input, &mut decoder.new_kv_pool(12, 1), None).unwrap();
+    let free = decoder.forward(&input, &mut decoder.new_kv(12, 1).unwrap(), None).unwrap();
     let width = 3 * 2;
     let mut ring = vec![u8::MAX; 12 * width];
     let cells = RingCells::U8(&mut ring);
-    let captured = decoder.forward(&input, &mut decoder.new_kv_pool(12, 1), Some(cells)).unwrap();
+    let captured = decoder.forward(&input, &mut decoder.new_kv(12, 1).unwrap(), Some(cells.into())).unwrap();
     assert_eq!(bits(&captured.logits), bits(&free.logits));
     assert_eq!(captured.logits.dims(), [2, 96]);
     for slot in 0..12u32 {
@@ -113,7 +113,7 @@ fn a_row_whose_router_sees_nan_is_named() {
         logit_rows: &[0],
         replay: None,
     };
-    let output = decoder.forward(&input, &mut decoder.new_kv_pool(3, BLOCK_SIZE), None).unwrap();
+    let output = decoder.forward(&input, &mut decoder.new_kv(3, BLOCK_SIZE).unwrap(), None).unwrap();
     assert_eq!(output.nan_rows, [1]);
     assert!(bits(&output.logits)[0].iter().all(|&bits| f32::from_bits(bits).is_finite()));
 }
@@ -131,7 +131,7 @@ fn steps_that_do_not_fit_are_refused() {
         logit_rows: &[1],
         replay: None,
     };
-    let mut kv = decoder.new_kv_pool(2, BLOCK_SIZE);
+    let mut kv = decoder.new_kv(2, BLOCK_SIZE).unwrap();
     decoder.forward(&good, &mut kv, None).unwrap();
     let short = [SeqSpan { rows: 0..1, first_position: 0, block_table: &table }];
     let wrong: [(StepInput<'_>, &str); 8] = [
@@ -154,7 +154,7 @@ fn steps_that_do_not_fit_are_refused() {
         decoder.forward(&StepInput { seqs: &seqs, ..good }, &mut kv, None).unwrap_err();
     }
     let mut ring = vec![0u8; 8 * 6 - 1];
-    let error = decoder.forward(&good, &mut kv, Some(RingCells::U8(&mut ring))).unwrap_err().to_string();
+    let error = decoder.forward(&good, &mut kv, Some(RingCells::U8(&mut ring).into())).unwrap_err().to_string();
     assert!(error.contains("ring: expected 8 slots of 6 cells, found 47 cells"), "{error}");
 
     let nothing =
@@ -168,5 +168,5 @@ fn the_cache_is_as_large_as_it_says() {
     let decoder = load(&written(&Synthetic::new("qwen3_moe"), Layout::EachExpert), DtypeChoice::BFloat16);
     // K and V, 3 layers, 2 heads of 16, 2 bytes.
     assert_eq!(decoder.kv_bytes_per_block(4), 2 * 3 * 4 * 2 * 16 * 2);
-    assert_eq!(decoder.new_kv_pool(5, 4).bytes(), 5 * decoder.kv_bytes_per_block(4));
+    assert_eq!(decoder.new_kv(5, 4).unwrap().bytes(), 5 * decoder.kv_bytes_per_block(4));
 }

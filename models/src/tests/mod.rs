@@ -8,10 +8,10 @@ mod refusals;
 mod replay;
 
 use candle_core::Tensor;
-use moetrail_kernels::{KvPool, RingCells, SeqSpan};
+use moetrail_kernels::{RingCells, SeqSpan};
 use tempfile::TempDir;
 
-use crate::{Checkpoint, Decoder, DtypeChoice, Replay, StepInput};
+use crate::{Checkpoint, Decoder, DtypeChoice, KvCache, Replay, StepInput};
 use moetrail_synthetic::{Layout, Synthetic};
 
 const BLOCK_SIZE: usize = 4;
@@ -61,7 +61,7 @@ fn replayed(
     let block_table: Vec<u32> = (0..num_blocks as u32).rev().collect();
     let slot =
         |position: usize| block_table[position / block_size] * block_size as u32 + (position % block_size) as u32;
-    let mut kv = decoder.new_kv_pool(num_blocks, block_size);
+    let mut kv = decoder.new_kv(num_blocks, block_size).unwrap();
     let mut ring = vec![u16::MAX; num_blocks * block_size * width];
     let (mut logits, mut changed_cells) = (Vec::new(), Vec::new());
     for (index, tokens) in ids.chunks(chunk).enumerate() {
@@ -79,7 +79,7 @@ fn replayed(
             logit_rows: &rows,
             replay: given.as_ref().map(|(row_of, ids)| Replay { row_of, ids }),
         };
-        let output = decoder.forward(&input, &mut kv, Some(RingCells::U16(&mut ring))).unwrap();
+        let output = decoder.forward(&input, &mut kv, Some(RingCells::U16(&mut ring).into())).unwrap();
         assert!(output.nan_rows.is_empty());
         logits.extend(bits(&output.logits));
         changed_cells.extend(output.changed_cells);
@@ -105,7 +105,7 @@ fn bits(logits: &Tensor) -> Vec<Vec<u32>> {
 }
 
 /// A single-row step of a sequence of one token.
-fn one_token(decoder: &Decoder, kv: &mut KvPool, token: u32) -> crate::Result<crate::StepOutput> {
+fn one_token(decoder: &Decoder, kv: &mut KvCache, token: u32) -> crate::Result<crate::StepOutput> {
     let seqs = [SeqSpan { rows: 0..1, first_position: 0, block_table: &[0] }];
     let input = StepInput {
         token_ids: &[token],

@@ -144,7 +144,7 @@ fn replays_that_do_not_fit_are_refused() {
         (Replay { ids: &[5, 0, 1, u16::MAX], ..good }, "replay.ids: expected values below 6, found 65535"),
         (Replay { ids: &[5, 0, 2, 2], ..good }, "replay.ids: expected distinct experts in a cell, found [2, 2]"),
     ];
-    let mut kv = decoder.new_kv_pool(1, BLOCK_SIZE);
+    let mut kv = decoder.new_kv(1, BLOCK_SIZE).unwrap();
     let mut forward = |replay| {
         let input = StepInput {
             token_ids: &[1, 2],
