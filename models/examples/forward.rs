@@ -24,7 +24,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let config = decoder.config();
     let (layers, top_k) = (config.moe_layers.len(), config.num_experts_per_tok);
     let num_blocks = ids.len().div_ceil(BLOCK_SIZE);
-    let mut kv = decoder.new_kv_pool(num_blocks, BLOCK_SIZE);
+    let mut kv = decoder.new_kv(num_blocks, BLOCK_SIZE)?;
     let mut ring = vec![0u16; num_blocks * BLOCK_SIZE * layers * top_k];
     let block_table: Vec<u32> = (0..num_blocks as u32).collect();
     let mut logits: Vec<Vec<f32>> = Vec::new();
@@ -42,7 +42,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             logit_rows: &rows,
             replay: None,
         };
-        let output = decoder.forward(&input, &mut kv, Some(RingCells::U16(&mut ring)))?;
+        let output = decoder.forward(&input, &mut kv, Some(RingCells::U16(&mut ring).into()))?;
         logits.extend(output.logits.to_vec2::<f32>()?);
     }
     eprintln!(
