@@ -130,7 +130,7 @@ unsafe impl Plain for u64 {}
 unsafe impl Plain for f32 {}
 
 /// The bytes of values.
-pub(crate) fn bytes_of<T: Plain>(values: &[T]) -> &[u8] {
+pub fn bytes_of<T: Plain>(values: &[T]) -> &[u8] {
     // SAFETY: plain values are their bytes.
     unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) }
 }

@@ -10,6 +10,7 @@ mod matrix;
 mod memory;
 mod norm;
 mod rows;
+mod upload;
 
 use std::sync::{Arc, Mutex};
 
@@ -17,9 +18,10 @@ pub use arena::{Arena, Scratch};
 pub use driver::{Address, Arg, CopyKind, Driver, Event, Graph, Launch, Pitched, Stream};
 pub use error::GpuError;
 pub use matrix::{DeviceMatrix, DeviceMatrixBuilder};
-pub use memory::{DeviceBuffer, PinnedBuffer, Plain};
+pub use memory::{DeviceBuffer, PinnedBuffer, Plain, bytes_of};
 pub use norm::{add_rms_norm, embedding, select_rows, silu_and_mul};
 pub use rows::{DeviceRows, ROW_PAD};
+pub use upload::Upload;
 
 /// A device. A clone is the same device.
 #[derive(Clone, Debug)]

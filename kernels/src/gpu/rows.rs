@@ -1,13 +1,16 @@
+use std::sync::Arc;
+
 use crate::gpu::{Address, Arena, Gpu, GpuError, Scratch};
 use crate::weights::WeightDtype;
 
 /// Rows of two-byte activations are padded to this many elements, with zeros.
 pub const ROW_PAD: usize = 32;
 
-/// Activations `[len, width]` on a device, rows `ld` elements apart.
-#[derive(Debug)]
+/// Activations `[len, width]` on a device, rows `ld` elements apart. A clone is the same memory.
+#[derive(Clone, Debug)]
 pub struct DeviceRows {
-    scratch: Scratch,
+    scratch: Arc<Scratch>,
+    first: usize,
     len: usize,
     width: usize,
     ld: usize,
@@ -17,20 +20,26 @@ pub struct DeviceRows {
 impl DeviceRows {
     /// Rows of f32, densely packed, with undefined content.
     pub fn floats(arena: &Arena, len: usize, width: usize) -> Result<DeviceRows, GpuError> {
-        let scratch = arena.take(len * width * 4)?;
-        Ok(DeviceRows { scratch, len, width, ld: width, dtype: WeightDtype::F32 })
+        let scratch = Arc::new(arena.take(len * width * 4)?);
+        Ok(DeviceRows { scratch, first: 0, len, width, ld: width, dtype: WeightDtype::F32 })
     }
 
     /// Rows that a product reads, with undefined content: whoever fills them writes zeros from `width` to `ld`.
     pub fn operand(arena: &Arena, len: usize, width: usize, dtype: WeightDtype) -> Result<DeviceRows, GpuError> {
         let ld = width.next_multiple_of(ROW_PAD);
-        let scratch = arena.take(len * ld * dtype.bytes())?;
-        Ok(DeviceRows { scratch, len, width, ld, dtype })
+        let scratch = Arc::new(arena.take(len * ld * dtype.bytes())?);
+        Ok(DeviceRows { scratch, first: 0, len, width, ld, dtype })
     }
 
     /// Where the first row is.
     pub fn address(&self) -> Address {
-        self.scratch.address()
+        self.scratch.address().at(self.first * self.ld * self.dtype.bytes())
+    }
+
+    /// Rows `first..first + len`, the same memory.
+    pub fn slice(&self, first: usize, len: usize) -> DeviceRows {
+        assert!(first + len <= self.len, "rows {first}..{} of {}", first + len, self.len);
+        DeviceRows { first: self.first + first, len, ..self.clone() }
     }
 
     /// Number of rows.
