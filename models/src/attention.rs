@@ -42,14 +42,7 @@ impl<B: Backend> Attention<B> {
             qkv: backend.with_bias(qkv, qkv_bias)?,
             output: backend.with_bias(output, output_bias)?,
             norm: norm.map(|norm| backend.qk_norm(norm)).transpose()?,
-            shape: AttentionShape {
-                heads: config.num_attention_heads,
-                kv_heads: config.num_key_value_heads,
-                head_dim: config.head_dim,
-                scale: (config.head_dim as f64).powf(-0.5) as f32,
-                window: config.sliding_window,
-                clip_qkv: config.clip_qkv.map(|bound| bound as f32),
-            },
+            shape: config.attention_shape(),
         })
     }
 

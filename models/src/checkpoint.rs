@@ -3,8 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use moetrail_kernels::WeightDtype;
+use moetrail_kernels::gpu::Gpu;
 
-use crate::backend::Cpu;
+use crate::backend::{Cpu, GpuBackend};
 use crate::config::ModelConfig;
 use crate::decoder::Decoder;
 use crate::dtype::{StoredType, WeightChoice};
@@ -153,14 +154,27 @@ impl Checkpoint {
         self.shards.names().filter_map(|name| Some(self.shards.get(name)?.dtype()))
     }
 
-    /// Packs the weights; `progress` shows a bar on a terminal.
+    /// Packs the weights for the CPU; `progress` shows a bar on a terminal.
     pub fn load(&self, choice: impl Into<WeightChoice>, progress: bool) -> Result<Decoder> {
+        self.load_on(None, choice, progress)
+    }
+
+    /// Packs the weights for a GPU, or the CPU; `progress` shows a bar on a terminal.
+    pub fn load_on(&self, gpu: Option<&Gpu>, choice: impl Into<WeightChoice>, progress: bool) -> Result<Decoder> {
         let choice = choice.into();
         let (dtype, format) = choice.resolve(self.own_dtype()).map_err(ModelError::WeightChoice)?;
         if choice.quantization.is_some() && self.is_quantised() {
             return Err(ModelError::WeightChoice("quantization: the file's weights are quantised already".into()));
         }
-        let loader = Loader::new(Cpu, &self.shards, dtype, format, progress);
-        Decoder::load(loader, self.config.clone(), self.family, self.max_positions)
+        let (config, family, max_positions) = (self.config.clone(), self.family, self.max_positions);
+        let Some(gpu) = gpu else {
+            let loader = Loader::new(Cpu, &self.shards, dtype, format, progress);
+            return Decoder::load(loader, config, family, max_positions);
+        };
+        if choice.quantization.is_some() {
+            return Err(ModelError::WeightChoice("quantization: int8 is computed on the CPU; use --device cpu".into()));
+        }
+        let loader = Loader::new(GpuBackend::new(gpu, dtype)?, &self.shards, dtype, format, progress);
+        Decoder::load_on(gpu, loader, config, family, max_positions)
     }
 }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use moetrail_kernels::WeightDtype;
+use moetrail_kernels::{AttentionShape, WeightDtype};
 
 use crate::dtype::from_torch_name;
 use crate::error::Result;
@@ -102,6 +102,18 @@ impl ModelConfig {
     /// The longest sequence that the rotary embedding serves.
     pub fn max_model_len(&self) -> usize {
         self.rope.reach(self.max_position_embeddings)
+    }
+
+    /// How a layer attends.
+    pub(crate) fn attention_shape(&self) -> AttentionShape {
+        AttentionShape {
+            heads: self.num_attention_heads,
+            kv_heads: self.num_key_value_heads,
+            head_dim: self.head_dim,
+            scale: (self.head_dim as f64).powf(-0.5) as f32,
+            window: self.sliding_window,
+            clip_qkv: self.clip_qkv.map(|bound| bound as f32),
+        }
     }
 
     /// Where another checkpoint's architecture differs, so that its weights cannot take the place of this one's.

@@ -3,38 +3,73 @@
 use std::ops::Range;
 
 use candle_core::{DType, Device, Tensor};
+use moetrail_kernels::gpu::Gpu;
 use moetrail_kernels::{KvPool, WeightDtype, WeightFormat};
 
-use crate::backend::Cpu;
+use crate::backend::{Cpu, GpuBackend};
 use crate::config::ModelConfig;
 use crate::dtype::{Quantization, WeightChoice};
 use crate::error::Result;
-use crate::hidden::{Hidden, Place};
+use crate::hidden::{self, Hidden};
 use crate::kv_cache::KvCache;
 use crate::loader::Loader;
-use crate::network::Network;
+use crate::network::{Network, NetworkWeights};
 use crate::registry::Family;
 use crate::ring::Ring;
-use crate::step::{HiddenOutput, Limits, StepInput, StepOutput};
+use crate::step::{HiddenOutput, Limits, Marks, StepInput, StepOutput, refused};
 
 /// A loaded model. A clone shares the weights.
 #[derive(Clone)]
 pub struct Decoder {
     config: ModelConfig,
     max_positions: usize,
-    network: Network<Cpu>,
+    place: Place,
+}
+
+/// The weights, where they are.
+#[derive(Clone)]
+enum Place {
+    Host(Network<Cpu>),
+    Device(Network<GpuBackend>, Gpu),
 }
 
 impl Decoder {
-    /// Packs all weights.
+    /// Packs all weights for the CPU.
     pub(crate) fn load(
         loader: Loader<'_, Cpu>,
         config: ModelConfig,
         family: &Family,
         max_positions: usize,
     ) -> Result<Self> {
-        let network = Network::load(loader, &config, family, max_positions)?;
-        Ok(Self { config, max_positions, network })
+        let place = Place::Host(Network::load(loader, &config, family, max_positions)?);
+        Ok(Self { config, max_positions, place })
+    }
+
+    /// Packs all weights for a GPU.
+    pub(crate) fn load_on(
+        gpu: &Gpu,
+        loader: Loader<'_, GpuBackend>,
+        config: ModelConfig,
+        family: &Family,
+        max_positions: usize,
+    ) -> Result<Self> {
+        let place = Place::Device(Network::load(loader, &config, family, max_positions)?, gpu.clone());
+        Ok(Self { config, max_positions, place })
+    }
+
+    /// The GPU that computes; `None` for the CPU.
+    pub fn gpu(&self) -> Option<&Gpu> {
+        match &self.place {
+            Place::Host(_) => None,
+            Place::Device(_, gpu) => Some(gpu),
+        }
+    }
+
+    fn weights(&self) -> &NetworkWeights {
+        match &self.place {
+            Place::Host(network) => &network.weights,
+            Place::Device(network, _) => &network.weights,
+        }
     }
 
     /// The architecture.
@@ -44,23 +79,23 @@ impl Decoder {
 
     /// What weights that are not quantised are packed as, and the dtype of the KV cache.
     pub fn dtype(&self) -> WeightDtype {
-        self.network.dtype
+        self.weights().dtype
     }
 
     /// Bytes of the packed weights.
     pub fn weight_bytes(&self) -> usize {
-        self.network.weight_bytes
+        self.weights().bytes
     }
 
     /// What to load other weights of this model with, so that they are packed alike.
     pub fn weight_choice(&self) -> WeightChoice {
-        let int8 = self.network.weight_formats.contains(&WeightFormat::Int8);
+        let int8 = self.weights().formats.contains(&WeightFormat::Int8);
         WeightChoice { dtype: self.dtype().into(), quantization: int8.then_some(Quantization::Int8) }
     }
 
     /// The formats of the packed matrices; routers and norms apart.
     pub fn weight_formats(&self) -> impl std::fmt::Display {
-        self.network.weight_formats.iter().map(WeightFormat::to_string).collect::<Vec<_>>().join(", ")
+        self.weights().formats.iter().map(WeightFormat::to_string).collect::<Vec<_>>().join(", ")
     }
 
     /// Positions at or above this are refused: the length of the rotary table.
@@ -73,7 +108,10 @@ impl Decoder {
     /// # Errors
     /// What the device refuses.
     pub fn new_kv(&self, num_blocks: usize, block_size: usize) -> Result<KvCache> {
-        Ok(KvCache::Host(self.network.kv(&self.config, num_blocks, block_size)?))
+        Ok(match &self.place {
+            Place::Host(network) => KvCache::Host(network.kv(&self.config, num_blocks, block_size)?),
+            Place::Device(network, _) => KvCache::Device(network.kv(&self.config, num_blocks, block_size)?),
+        })
     }
 
     /// Bytes of one block of the KV cache, all layers together.
@@ -99,17 +137,21 @@ impl Decoder {
         self.check(input, kv, ring.as_ref())?;
         if input.token_ids.is_empty() {
             let hidden = Tensor::zeros((0, self.config.hidden_size), DType::F32, &Device::Cpu)?;
-            return Ok(HiddenOutput {
-                hidden: Hidden(Place::Host(hidden)),
-                nan_rows: Vec::new(),
-                changed_cells: Vec::new(),
-            });
+            return Ok(output(hidden::Place::Host(hidden), Marks::default()));
         }
-        let KvCache::Host(kv) = kv;
-        let ring = ring.map(|Ring::Host(cells)| cells);
-        let (hidden, marks) = self.network.hidden(&self.config, input, kv, ring)?;
-        let hidden = Hidden(Place::Host(hidden));
-        Ok(HiddenOutput { hidden, nan_rows: marks.nan_rows, changed_cells: marks.changed_cells })
+        match (&self.place, kv, ring) {
+            (Place::Host(network), KvCache::Host(kv), None | Some(Ring::Host(_))) => {
+                let ring = ring.and_then(Ring::host);
+                let (hidden, marks) = network.hidden(&self.config, input, kv, ring)?;
+                Ok(output(hidden::Place::Host(hidden), marks))
+            }
+            (Place::Device(network, _), KvCache::Device(kv), None | Some(Ring::Device(_))) => {
+                let ring = ring.and_then(Ring::device);
+                let (hidden, marks) = network.hidden(&self.config, input, kv, ring)?;
+                Ok(output(hidden::Place::Device(hidden), marks))
+            }
+            _ => Err(refused("kv or ring", "memory of where the weights are".into(), "other memory".into())),
+        }
     }
 
     /// The logits of some of the hidden rows, F32 `[rows, vocab]` on the host.
@@ -119,8 +161,17 @@ impl Decoder {
         if rows.is_empty() {
             return Ok(Tensor::zeros((0, self.config.vocab_size), DType::F32, &Device::Cpu)?);
         }
-        let Place::Host(hidden) = &hidden.0;
-        self.network.logits(&hidden.narrow(0, rows.start, rows.len())?)
+        match (&self.place, &hidden.0) {
+            (Place::Host(network), hidden::Place::Host(hidden)) => {
+                network.logits(&hidden.narrow(0, rows.start, rows.len())?)
+            }
+            (Place::Device(network, _), hidden::Place::Device(hidden)) => {
+                let logits = network.logits(&hidden.slice(rows.start, rows.len()))?;
+                let values = logits.to_host(0, rows.len())?;
+                Ok(Tensor::from_vec(values, (rows.len(), self.config.vocab_size), &Device::Cpu)?)
+            }
+            _ => Err(refused("hidden", "rows of this model".into(), "rows of another place".into())),
+        }
     }
 
     fn check(&self, input: &StepInput<'_>, kv: &KvCache, ring: Option<&Ring<'_>>) -> Result<()> {
@@ -132,4 +183,8 @@ impl Decoder {
             Some(ring) => ring.check(&self.config, num_slots),
         }
     }
+}
+
+fn output(hidden: hidden::Place, marks: Marks) -> HiddenOutput {
+    HiddenOutput { hidden: Hidden(hidden), nan_rows: marks.nan_rows, changed_cells: marks.changed_cells }
 }

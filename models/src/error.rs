@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use moetrail_kernels::KernelError;
+use moetrail_kernels::gpu::GpuError;
 
 /// An error of the loader or of the decoder; every variant names the file, the key or the tensor at fault.
 #[derive(Debug, thiserror::Error)]
@@ -182,6 +183,9 @@ pub enum ModelError {
     /// A kernel failed in a forward pass.
     #[error(transparent)]
     Kernel(#[from] KernelError),
+    /// The device failed.
+    #[error(transparent)]
+    Gpu(#[from] GpuError),
 }
 
 /// The result of everything in this crate.

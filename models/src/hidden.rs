@@ -1,4 +1,5 @@
 use candle_core::Tensor;
+use moetrail_kernels::gpu::DeviceRows;
 
 /// Hidden rows `[rows, hidden]` after the final norm, where they were computed.
 #[derive(Debug)]
@@ -8,6 +9,8 @@ pub struct Hidden(pub(crate) Place);
 pub(crate) enum Place {
     /// F32.
     Host(Tensor),
+    /// As the head reads them.
+    Device(DeviceRows),
 }
 
 impl Hidden {
@@ -15,6 +18,7 @@ impl Hidden {
     pub fn len(&self) -> usize {
         match &self.0 {
             Place::Host(rows) => rows.dim(0).unwrap_or(0),
+            Place::Device(rows) => rows.len(),
         }
     }
 

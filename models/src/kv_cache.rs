@@ -1,4 +1,5 @@
 use moetrail_kernels::KvPool;
+use moetrail_kernels::gpu::DeviceKv;
 
 use crate::error::Result;
 
@@ -6,6 +7,8 @@ use crate::error::Result;
 pub enum KvCache {
     /// In host memory.
     Host(KvPool),
+    /// In the memory of the decoder's device.
+    Device(DeviceKv),
 }
 
 impl KvCache {
@@ -13,6 +16,7 @@ impl KvCache {
     pub fn num_blocks(&self) -> usize {
         match self {
             KvCache::Host(pool) => pool.num_blocks(),
+            KvCache::Device(kv) => kv.num_blocks(),
         }
     }
 
@@ -20,6 +24,7 @@ impl KvCache {
     pub fn block_size(&self) -> usize {
         match self {
             KvCache::Host(pool) => pool.block_size(),
+            KvCache::Device(kv) => kv.block_size(),
         }
     }
 
@@ -27,6 +32,7 @@ impl KvCache {
     pub fn bytes(&self) -> usize {
         match self {
             KvCache::Host(pool) => pool.bytes(),
+            KvCache::Device(kv) => kv.bytes(),
         }
     }
 
@@ -40,6 +46,7 @@ impl KvCache {
     pub fn copy_block(&mut self, src: u32, dst: u32) -> Result<()> {
         match self {
             KvCache::Host(pool) => pool.copy_block(src, dst),
+            KvCache::Device(kv) => kv.copy_block(src, dst)?,
         }
         Ok(())
     }
@@ -54,6 +61,7 @@ impl KvCache {
     pub fn read_block(&self, block: u32, to: &mut [u8]) -> Result<()> {
         match self {
             KvCache::Host(pool) => pool.read_block(block, to),
+            KvCache::Device(kv) => kv.read_block(block, to)?,
         }
         Ok(())
     }
@@ -68,6 +76,7 @@ impl KvCache {
     pub fn write_block(&mut self, block: u32, from: &[u8]) -> Result<()> {
         match self {
             KvCache::Host(pool) => pool.write_block(block, from),
+            KvCache::Device(kv) => kv.write_block(block, from)?,
         }
         Ok(())
     }

@@ -21,9 +21,17 @@ pub(crate) struct Network<B: Backend> {
     /// `[vocab, hidden]`; shares the embedding's memory where the checkpoint ties them.
     head: B::Linear,
     rope: B::Rope,
+    pub(crate) weights: NetworkWeights,
+}
+
+/// What the weights were packed as.
+#[derive(Clone)]
+pub(crate) struct NetworkWeights {
+    /// Of those that are not quantised, and of the cache.
     pub(crate) dtype: WeightDtype,
-    pub(crate) weight_bytes: usize,
-    pub(crate) weight_formats: Vec<WeightFormat>,
+    pub(crate) bytes: usize,
+    /// Of the matrices, routers apart.
+    pub(crate) formats: Vec<WeightFormat>,
 }
 
 impl<B: Backend> Network<B> {
@@ -59,13 +67,13 @@ impl<B: Backend> Network<B> {
         let (head, rope) =
             (backend.with_bias(head, None)?, backend.rope(config.rope.table(config.head_dim, max_positions))?);
         let dtype = loader.dtype();
-        let (weight_bytes, weight_formats) = loader.finish();
-        Ok(Self { backend, embedding, layers, norm, head, rope, dtype, weight_bytes, weight_formats })
+        let (bytes, formats) = loader.finish();
+        Ok(Self { backend, embedding, layers, norm, head, rope, weights: NetworkWeights { dtype, bytes, formats } })
     }
 
     /// A KV cache of the model's shape.
     pub(crate) fn kv(&self, config: &ModelConfig, num_blocks: usize, block_size: usize) -> Result<B::Kv> {
-        self.backend.kv(config, num_blocks, block_size, self.dtype)
+        self.backend.kv(config, num_blocks, block_size, self.weights.dtype)
     }
 
     /// Runs the rows through all layers, and those whose logits are wanted through the final norm.

@@ -1,4 +1,5 @@
 use moetrail_kernels::RingCells;
+use moetrail_kernels::gpu::DeviceRing;
 
 use crate::config::ModelConfig;
 use crate::error::Result;
@@ -8,6 +9,8 @@ use crate::step::refused;
 pub enum Ring<'a> {
     /// In host memory.
     Host(RingCells<'a>),
+    /// In the memory of the decoder's device.
+    Device(&'a DeviceRing),
 }
 
 impl<'a> From<RingCells<'a>> for Ring<'a> {
@@ -16,13 +19,35 @@ impl<'a> From<RingCells<'a>> for Ring<'a> {
     }
 }
 
-impl Ring<'_> {
+impl<'a> Ring<'a> {
+    pub(crate) fn host(self) -> Option<RingCells<'a>> {
+        match self {
+            Ring::Host(cells) => Some(cells),
+            Ring::Device(_) => None,
+        }
+    }
+
+    pub(crate) fn device(self) -> Option<&'a DeviceRing> {
+        match self {
+            Ring::Host(_) => None,
+            Ring::Device(ring) => Some(ring),
+        }
+    }
+
     /// Refuses a ring of another shape, or one whose cells are too narrow.
     pub(crate) fn check(&self, config: &ModelConfig, num_slots: usize) -> Result<()> {
         let cells = config.moe_layers.len() * config.num_experts_per_tok;
         let (len, widest) = match self {
             Ring::Host(RingCells::U8(cells)) => (cells.len(), 1 << 8),
             Ring::Host(RingCells::U16(cells)) => (cells.len(), 1 << 16),
+            Ring::Device(ring) => {
+                let found = [ring.moe_layers(), ring.top_k()];
+                let expected = [config.moe_layers.len(), config.num_experts_per_tok];
+                if found != expected {
+                    return Err(refused("ring", format!("{expected:?} cells of a slot"), format!("{found:?}")));
+                }
+                (ring.num_slots() * cells, if ring.is_wide() { 1 << 16 } else { 1 << 8 })
+            }
         };
         if len != num_slots * cells {
             let expected = format!("{num_slots} slots of {cells} cells");

@@ -24,6 +24,7 @@ impl Ring {
         match ring.cells_mut() {
             Cells::U8(cells) => cells.iter_mut().enumerate().for_each(|(i, cell)| *cell = i as u8),
             Cells::U16(cells) => cells.iter_mut().enumerate().for_each(|(i, cell)| *cell = i as u16),
+            Cells::Device(_) => unreachable!("it was made in host memory"),
         }
         let mut pool = BlockPool::new(num_blocks as u32);
         let mut blocks: Vec<BlockRef> = (0..num_blocks).filter_map(|_| pool.allocate(RequestKey(1))).collect();

@@ -1,10 +1,11 @@
 //! The door from the ring to a ledger.
 
+use moetrail_kernels::gpu::{GpuError, StagedRows};
 use moetrail_routes::RowLedger;
 use moetrail_sched::{BlockPool, BlockRef, RequestKey};
 
-use crate::plan::GatherPlan;
-use crate::ring::CaptureRing;
+use crate::plan::{GatherPlan, SlotRun};
+use crate::ring::{CaptureRing, Cells};
 
 /// What a drain copied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -15,6 +16,14 @@ pub struct Drained {
     pub bytes: usize,
     /// Of these rows, those whose block another request computed.
     pub rows_of_others: usize,
+}
+
+/// Rows whose place in a ledger is taken and whose bytes are still on their way from a device.
+#[derive(Debug)]
+pub struct Coming {
+    /// Position of the first of them.
+    pub(crate) start: usize,
+    pub(crate) rows: StagedRows,
 }
 
 /// Why rows were not drained. The ledger is as it was.
@@ -37,12 +46,18 @@ pub enum DrainError {
         /// Length of the block table.
         blocks: usize,
     },
+    /// The device refused a copy.
+    #[error(transparent)]
+    Device(#[from] GpuError),
 }
 
 /// Brings a ledger up to position `upto` from the ring.
 ///
 /// The plan covers `[ledger.end, upto)` and nothing else: rows below the honoured start and rows that the host has
 /// already are left out before the copy, not after it. `request` tells own blocks from those found in the cache.
+///
+/// Rows of host memory are in the ledger when the call returns. Those of a device are only sent: the ledger has zeros in
+/// their places until what is returned has landed. The blocks may be given away at once in either case.
 ///
 /// # Errors
 /// [`DrainError`]; the ledger is then unchanged.
@@ -53,7 +68,7 @@ pub fn drain(
     request: RequestKey,
     ledger: &mut RowLedger,
     upto: usize,
-) -> Result<Drained, DrainError> {
+) -> Result<(Drained, Option<Coming>), DrainError> {
     let plan = GatherPlan::new(ledger.missing(upto), blocks, ring.block_size())
         .ok_or(DrainError::OutOfBlocks { upto, blocks: blocks.len() })?;
     for run in plan.runs() {
@@ -62,24 +77,31 @@ pub fn drain(
         }
     }
     let row_bytes = ring.layout().row_bytes();
-    ledger.fill(upto, |rows| {
-        for run in plan.runs() {
-            ring.read(run.block.id as usize * ring.block_size() + run.offset, run.len, rows);
+    let first_slot = |run: &SlotRun| run.block.id as usize * ring.block_size() + run.offset;
+    let coming = match ring.cells() {
+        Cells::Device(cells) if !plan.span().is_empty() => {
+            let slots = plan.runs().iter().flat_map(|run| (0..run.len).map(move |i| first_slot(run) + i));
+            Some(Coming { start: plan.span().start, rows: cells.send(slots)? })
         }
+        _ => None,
+    };
+    ledger.fill(upto, |rows| match &coming {
+        Some(_) => rows.resize(rows.len() + plan.span().len() * row_bytes, 0),
+        None => plan.runs().iter().for_each(|run| ring.read(first_slot(run), run.len, rows)),
     });
     let foreign = |block: BlockRef| pool.computed_by(block.id).is_some_and(|owner| owner != request);
-    Ok(Drained {
+    let drained = Drained {
         rows: plan.span().len(),
         bytes: plan.span().len() * row_bytes,
         rows_of_others: plan.runs().iter().filter(|run| foreign(run.block)).map(|run| run.len).sum(),
-    })
+    };
+    Ok((drained, coming))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::layout::RingLayout;
-    use crate::ring::Cells;
 
     const OWNER: RequestKey = RequestKey(1);
 
@@ -97,12 +119,12 @@ mod tests {
         let (ring, mut pool) = ring_and_pool();
         let blocks: Vec<BlockRef> = (0..3).map(|_| pool.allocate(OWNER).unwrap()).collect();
         let mut ledger = RowLedger::new(1, 1);
-        let drained = drain(&ring, &pool, &blocks, OWNER, &mut ledger, 3).unwrap();
+        let drained = drain(&ring, &pool, &blocks, OWNER, &mut ledger, 3).unwrap().0;
         assert_eq!(drained, Drained { rows: 2, bytes: 2, rows_of_others: 0 });
-        let drained = drain(&ring, &pool, &blocks, RequestKey(2), &mut ledger, 6).unwrap();
+        let drained = drain(&ring, &pool, &blocks, RequestKey(2), &mut ledger, 6).unwrap().0;
         assert_eq!(drained, Drained { rows: 3, bytes: 3, rows_of_others: 3 });
         assert_eq!(ledger.data(), [1, 2, 3, 4, 5]);
-        assert_eq!(drain(&ring, &pool, &blocks, OWNER, &mut ledger, 2), Ok(Drained::default()));
+        assert_eq!(drain(&ring, &pool, &blocks, OWNER, &mut ledger, 2).unwrap().0, Drained::default());
     }
 
     #[test]
@@ -123,7 +145,7 @@ mod tests {
     fn copy_on_write_takes_the_rows_along() {
         let (mut ring, mut pool) = ring_and_pool();
         let blocks: Vec<BlockRef> = (0..2).map(|_| pool.allocate(OWNER).unwrap()).collect();
-        ring.copy_block(blocks[1].id, blocks[0].id);
+        ring.copy_block(blocks[1].id, blocks[0].id).unwrap();
         let mut ledger = RowLedger::new(0, 1);
         drain(&ring, &pool, &blocks, OWNER, &mut ledger, 4).unwrap();
         assert_eq!(ledger.data(), [2, 3, 2, 3]);

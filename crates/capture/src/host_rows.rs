@@ -1,5 +1,7 @@
 //! The rows of blocks in the swap space.
 
+use moetrail_kernels::gpu::GpuError;
+
 use crate::layout::RingLayout;
 use crate::ring::CaptureRing;
 
@@ -20,17 +22,23 @@ impl HostRows {
     }
 
     /// Moves the rows of `block` to block `host` of the swap space. Returns the bytes moved.
-    pub fn move_out(&mut self, ring: &CaptureRing, block: u32, host: u32) -> usize {
+    ///
+    /// # Errors
+    /// What the device refuses.
+    pub fn move_out(&mut self, ring: &CaptureRing, block: u32, host: u32) -> Result<usize, GpuError> {
         let first = host as usize * self.block_bytes;
-        ring.read_block(block, &mut self.rows[first..first + self.block_bytes]);
-        self.block_bytes
+        ring.read_block(block, &mut self.rows[first..first + self.block_bytes])?;
+        Ok(self.block_bytes)
     }
 
     /// Moves the rows of block `host` of the swap space to `block`. Returns the bytes moved.
-    pub fn move_in(&self, ring: &mut CaptureRing, host: u32, block: u32) -> usize {
+    ///
+    /// # Errors
+    /// What the device refuses.
+    pub fn move_in(&self, ring: &mut CaptureRing, host: u32, block: u32) -> Result<usize, GpuError> {
         let first = host as usize * self.block_bytes;
-        ring.write_block(block, &self.rows[first..first + self.block_bytes]);
-        self.block_bytes
+        ring.write_block(block, &self.rows[first..first + self.block_bytes])?;
+        Ok(self.block_bytes)
     }
 }
 
@@ -47,14 +55,15 @@ mod tests {
             match ring.cells_mut() {
                 Cells::U8(cells) => cells.iter_mut().zip(1..).for_each(|(cell, id)| *cell = id),
                 Cells::U16(cells) => cells.iter_mut().zip(250..).for_each(|(cell, id)| *cell = id),
+                Cells::Device(_) => unreachable!("it was made in host memory"),
             }
             let mut before = vec![0; 2 * layout.row_bytes()];
-            ring.read_block(1, &mut before);
+            ring.read_block(1, &mut before).unwrap();
             let mut host = HostRows::new(&layout, 4, 2);
-            assert_eq!(host.move_out(&ring, 1, 3), before.len());
-            assert_eq!(host.move_in(&mut ring, 3, 0), before.len());
+            assert_eq!(host.move_out(&ring, 1, 3).unwrap(), before.len());
+            assert_eq!(host.move_in(&mut ring, 3, 0).unwrap(), before.len());
             let mut after = vec![0; before.len()];
-            ring.read_block(0, &mut after);
+            ring.read_block(0, &mut after).unwrap();
             assert_eq!(after, before);
         }
     }

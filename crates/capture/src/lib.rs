@@ -4,6 +4,7 @@
 //! A row is valid exactly as long as its block's KV is: block and generation name it.
 #![forbid(unsafe_code)]
 
+mod device_ring;
 mod drain;
 mod host_rows;
 mod layout;
@@ -13,7 +14,8 @@ mod sequence_rows;
 #[cfg(test)]
 mod state_machine_tests;
 
-pub use drain::{DrainError, Drained, drain};
+pub use device_ring::DeviceCells;
+pub use drain::{Coming, DrainError, Drained, drain};
 pub use host_rows::HostRows;
 pub use layout::RingLayout;
 pub use plan::{GatherPlan, SlotRun};

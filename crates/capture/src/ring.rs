@@ -1,19 +1,23 @@
 //! Ids of every KV slot, kept beside the KV.
 
+use moetrail_kernels::gpu::{Gpu, GpuError};
 use moetrail_routes::ExpertDtype;
 
+use crate::device_ring::DeviceCells;
 use crate::layout::RingLayout;
 
 /// The cells of a ring, `[num_slots, moe_layers, top_k]`, in the model's dtype.
 #[derive(Debug)]
 pub enum Cells {
-    /// One byte an id.
+    /// In host memory, one byte an id.
     U8(Vec<u8>),
-    /// Two bytes an id.
+    /// In host memory, two bytes an id.
     U16(Vec<u16>),
+    /// In device memory.
+    Device(DeviceCells),
 }
 
-/// The ring in host memory: the CPU backend's. One long-lived allocation, one row per KV slot, written by the router.
+/// The ring: one long-lived allocation, one row per KV slot, where the KV is; written by the router.
 #[derive(Debug)]
 pub struct CaptureRing {
     layout: RingLayout,
@@ -22,7 +26,7 @@ pub struct CaptureRing {
 }
 
 impl CaptureRing {
-    /// A ring for `num_blocks` blocks of `block_size` slots.
+    /// A ring in host memory for `num_blocks` blocks of `block_size` slots.
     ///
     /// Rows of slots that were never written are not valid, and no plan names them.
     pub fn new(layout: RingLayout, num_blocks: usize, block_size: usize) -> Self {
@@ -32,6 +36,21 @@ impl CaptureRing {
             ExpertDtype::U16 => Cells::U16(vec![0; len]),
         };
         Self { layout, block_size, cells }
+    }
+
+    /// A ring in device memory.
+    ///
+    /// # Errors
+    /// The device has no room for it, or for `staging` bytes there and as many pinned ones here: the way of its rows.
+    pub fn on_device(
+        gpu: &Gpu,
+        layout: RingLayout,
+        num_blocks: usize,
+        block_size: usize,
+        staging: usize,
+    ) -> Result<Self, GpuError> {
+        let cells = Cells::Device(DeviceCells::new(gpu, &layout, num_blocks * block_size, staging)?);
+        Ok(Self { layout, block_size, cells })
     }
 
     /// Axis sizes of a row.
@@ -49,7 +68,13 @@ impl CaptureRing {
         match &self.cells {
             Cells::U8(cells) => cells.len(),
             Cells::U16(cells) => cells.len() * 2,
+            Cells::Device(cells) => cells.ring().bytes(),
         }
+    }
+
+    /// The cells.
+    pub fn cells(&self) -> &Cells {
+        &self.cells
     }
 
     /// The cells, for the router to write.
@@ -63,27 +88,34 @@ impl CaptureRing {
     }
 
     /// Copies a block's rows to another block: the row half of a copy-on-write.
-    pub fn copy_block(&mut self, from: u32, to: u32) {
+    ///
+    /// # Errors
+    /// What the device refuses.
+    pub fn copy_block(&mut self, from: u32, to: u32) -> Result<(), GpuError> {
         let len = self.block_size * self.row_len();
-        let (from, to) = (from as usize * len, to as usize * len);
+        let (first, to_first) = (from as usize * len, to as usize * len);
         match &mut self.cells {
-            Cells::U8(cells) => cells.copy_within(from..from + len, to),
-            Cells::U16(cells) => cells.copy_within(from..from + len, to),
+            Cells::U8(cells) => cells.copy_within(first..first + len, to_first),
+            Cells::U16(cells) => cells.copy_within(first..first + len, to_first),
+            Cells::Device(cells) => cells.ring().copy_block(from, to, self.block_size)?,
         }
+        Ok(())
     }
 
     /// Copies a block's rows to host bytes, little-endian.
-    pub(crate) fn read_block(&self, block: u32, to: &mut [u8]) {
+    pub(crate) fn read_block(&self, block: u32, to: &mut [u8]) -> Result<(), GpuError> {
         let len = self.block_size * self.row_len();
         let first = block as usize * len;
         match &self.cells {
             Cells::U8(cells) => to.copy_from_slice(&cells[first..first + len]),
             Cells::U16(cells) => write_ids(&cells[first..first + len], to),
+            Cells::Device(cells) => cells.ring().read_block(block, self.block_size, to)?,
         }
+        Ok(())
     }
 
     /// Overwrites a block's rows with what [`read_block`](Self::read_block) gave.
-    pub(crate) fn write_block(&mut self, block: u32, from: &[u8]) {
+    pub(crate) fn write_block(&mut self, block: u32, from: &[u8]) -> Result<(), GpuError> {
         let len = self.block_size * self.row_len();
         let first = block as usize * len;
         match &mut self.cells {
@@ -93,19 +125,33 @@ impl CaptureRing {
                     *id = u16::from_le_bytes([from[0], from[1]]);
                 }
             }
+            Cells::Device(cells) => cells.ring().write_block(block, self.block_size, from)?,
         }
+        Ok(())
     }
 
-    /// The ids of consecutive slots, widened: what is saved to be replayed.
-    pub fn ids(&self, first_slot: usize, num_slots: usize) -> Vec<u16> {
-        let (first, len) = (first_slot * self.row_len(), num_slots * self.row_len());
+    /// The ids of some slots, widened: what is counted, or saved to be replayed.
+    ///
+    /// # Errors
+    /// What the device refuses.
+    pub fn ids(&self, slots: impl Iterator<Item = usize>) -> Result<Vec<u16>, GpuError> {
+        let len = self.row_len();
         match &self.cells {
-            Cells::U8(cells) => cells[first..first + len].iter().map(|id| u16::from(*id)).collect(),
-            Cells::U16(cells) => cells[first..first + len].to_vec(),
+            Cells::U8(cells) => {
+                Ok(slots.flat_map(|slot| &cells[slot * len..][..len]).map(|id| u16::from(*id)).collect())
+            }
+            Cells::U16(cells) => Ok(slots.flat_map(|slot| &cells[slot * len..][..len]).copied().collect()),
+            Cells::Device(cells) => {
+                let rows = cells.send(slots)?.into_bytes()?;
+                Ok(match self.layout.dtype() {
+                    ExpertDtype::U8 => rows.into_iter().map(u16::from).collect(),
+                    ExpertDtype::U16 => rows.chunks_exact(2).map(|id| u16::from_le_bytes([id[0], id[1]])).collect(),
+                })
+            }
         }
     }
 
-    /// Appends the rows of consecutive slots to host bytes, little-endian.
+    /// Appends the rows of consecutive slots of host memory to host bytes, little-endian.
     pub(crate) fn read(&self, first_slot: usize, num_slots: usize, to: &mut Vec<u8>) {
         let (first, len) = (first_slot * self.row_len(), num_slots * self.row_len());
         match &self.cells {
@@ -115,6 +161,7 @@ impl CaptureRing {
                 to.resize(old + 2 * len, 0);
                 write_ids(&cells[first..first + len], &mut to[old..]);
             }
+            Cells::Device(_) => unreachable!("rows of a device are sent"),
         }
     }
 }

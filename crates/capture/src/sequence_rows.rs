@@ -1,11 +1,12 @@
 //! The rows of one sequence on their way to its client.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
+use moetrail_kernels::gpu::GpuError;
 use moetrail_routes::{RowLedger, TokenSpan};
 use moetrail_sched::{BlockPool, BlockRef, RequestKey};
 
-use crate::drain::{DrainError, Drained, drain};
+use crate::drain::{Coming, DrainError, Drained, drain};
 use crate::ring::CaptureRing;
 
 /// What a client gets of a sequence's routing: rows from the honoured start on, each from the first forward of its
@@ -19,6 +20,8 @@ pub struct SequenceRows {
     /// Where the rows begin that have not been taken.
     taken: usize,
     lost: Option<DrainError>,
+    /// Stretches of the ledger that are still on their way.
+    coming: Vec<Arc<Mutex<Coming>>>,
 }
 
 impl SequenceRows {
@@ -26,7 +29,7 @@ impl SequenceRows {
     pub fn new(start: usize, end: usize, row_bytes: usize) -> Self {
         let mut ledger = RowLedger::new(start, row_bytes);
         ledger.reserve(end);
-        Self { ledger, rows_of_others: 0, versions: Vec::new(), taken: start, lost: None }
+        Self { ledger, rows_of_others: 0, versions: Vec::new(), taken: start, lost: None, coming: Vec::new() }
     }
 
     /// Bytes of a row on the host.
@@ -70,8 +73,9 @@ impl SequenceRows {
         if self.lost.is_some() {
             return Ok(Drained::default());
         }
-        let drained = drain(ring, pool, blocks, request, &mut self.ledger, upto)
+        let (drained, coming) = drain(ring, pool, blocks, request, &mut self.ledger, upto)
             .inspect_err(|error| self.lost = Some(error.clone()))?;
+        self.coming.extend(coming.map(|coming| Arc::new(Mutex::new(coming))));
         self.rows_of_others += drained.rows_of_others;
         if drained.rows > 0 {
             match self.versions.last_mut() {
@@ -82,26 +86,55 @@ impl SequenceRows {
         Ok(drained)
     }
 
+    /// Waits for the rows that are still on their way. A failure loses them, and [`lost`](Self::lost) says why.
+    pub fn settle(&mut self) {
+        for coming in std::mem::take(&mut self.coming) {
+            let mut coming = coming.lock().unwrap_or_else(|poison| poison.into_inner());
+            let start = coming.start;
+            match coming.rows.land() {
+                Ok(rows) => self.ledger.land(start, rows),
+                Err(error) => self.lost = Some(error.into()),
+            }
+        }
+    }
+
     /// Of the positions of `span` that were computed again, how many have other rows in the ring than on the host.
     ///
     /// Returns `(compared, differing)`; positions that the host does not have are not compared.
-    pub fn compare(&self, ring: &CaptureRing, blocks: &[BlockRef], span: TokenSpan) -> (usize, usize) {
+    ///
+    /// # Errors
+    /// What the device refuses.
+    pub fn compare(
+        &mut self,
+        ring: &CaptureRing,
+        blocks: &[BlockRef],
+        span: TokenSpan,
+    ) -> Result<(usize, usize), GpuError> {
+        self.settle();
         let known = self.ledger.span();
         let span = span.intersection(known);
-        let row_bytes = self.ledger.row_bytes();
-        let mut row = Vec::with_capacity(row_bytes);
-        let differs = |position: &usize| {
-            let block = blocks[position / ring.block_size()];
-            row.clear();
-            ring.read(block.id as usize * ring.block_size() + position % ring.block_size(), 1, &mut row);
-            let first = (position - known.start) * row_bytes;
-            row != self.ledger.data()[first..first + row_bytes]
+        let slot = |position: usize| {
+            blocks[position / ring.block_size()].id as usize * ring.block_size() + position % ring.block_size()
         };
-        (span.len(), span.iter().filter(differs).count())
+        let now = ring.ids(span.iter().map(slot))?;
+        let row_len = now.len().checked_div(span.len()).unwrap_or(0);
+        let row_bytes = self.ledger.row_bytes();
+        let differs = |index: usize| {
+            let first = (span.start + index - known.start) * row_bytes;
+            let then = &self.ledger.data()[first..first + row_bytes];
+            let now = &now[index * row_len..][..row_len];
+            match row_bytes == row_len {
+                true => then.iter().zip(now).any(|(then, now)| u16::from(*then) != *now),
+                false => then.chunks_exact(2).zip(now).any(|(then, now)| then != now.to_le_bytes()),
+            }
+        };
+        Ok((span.len(), (0..span.len()).filter(|index| differs(*index)).count()))
     }
 
-    /// Takes the rows up to position `upto` that were not taken before: where they start, and their bytes.
+    /// Takes the rows up to position `upto` that were not taken before: where they start, and their bytes. Rows on their
+    /// way must have been [settled](Self::settle).
     pub fn take(&mut self, upto: usize) -> (usize, Vec<u8>) {
+        debug_assert!(self.coming.is_empty(), "rows are on their way");
         let (first, start) = (self.taken, self.ledger.start());
         self.taken = upto.clamp(first, self.ledger.end().max(first));
         let row_bytes = self.ledger.row_bytes();
@@ -111,6 +144,7 @@ impl SequenceRows {
 
     /// As [`take`](Self::take) for the last time: without a copy if nothing was taken before.
     pub fn into_rest(mut self, upto: usize) -> (usize, Vec<u8>) {
+        debug_assert!(self.coming.is_empty(), "rows are on their way");
         if self.taken > self.ledger.start() {
             return self.take(upto);
         }

@@ -9,6 +9,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use moetrail_kernels::gpu::Gpu;
 use moetrail_routes::TokenSpan;
 use moetrail_sched::{
     Batch, BlockMove, BlockPool, BlockRef, NewSequence, Release, RequestKey, Scheduler, SchedulerConfig, SeqId,
@@ -197,6 +198,7 @@ struct Rig<'a> {
     met: &'a Met,
     scheduler: Scheduler,
     ring: CaptureRing,
+    gpu: Option<Gpu>,
     host_rows: HostRows,
     version: usize,
     forwards: u64,
@@ -251,12 +253,19 @@ fn drain(
 }
 
 impl<'a> Rig<'a> {
-    fn new(config: SchedulerConfig, fault: Fault, met: &'a Met) -> Self {
+    fn new(config: SchedulerConfig, fault: Fault, met: &'a Met, gpu: Option<Gpu>) -> Self {
         let layout = RingLayout::new(2, vec![0, 1], ROW_BYTES / 2, 256);
+        let ring = match &gpu {
+            None => CaptureRing::new(layout.clone(), config.num_blocks, config.block_size),
+            // Far too little staging for what is on its way.
+            Some(gpu) => CaptureRing::on_device(gpu, layout.clone(), config.num_blocks, config.block_size, 512)
+                .expect("the device has room"),
+        };
         Self {
             fault,
             met,
-            ring: CaptureRing::new(layout.clone(), config.num_blocks, config.block_size),
+            ring,
+            gpu,
             host_rows: HostRows::new(&layout, config.num_host_blocks, config.block_size),
             scheduler: Scheduler::new(config),
             version: 0,
@@ -343,19 +352,19 @@ impl<'a> Rig<'a> {
                 BlockMove::Copy { from, to } => {
                     bump(&self.met.copies, 1);
                     if self.fault != Fault::RowLostOnCopy {
-                        self.ring.copy_block(from, to);
+                        self.ring.copy_block(from, to).expect("the device works");
                     }
                     0
                 }
                 BlockMove::SwapOut { block, host } => {
                     bump(&self.met.swaps_out, 1);
                     let lost = self.fault == Fault::RowLostOnSwapOut;
-                    if lost { 0 } else { self.host_rows.move_out(&self.ring, block, host) }
+                    if lost { 0 } else { self.host_rows.move_out(&self.ring, block, host).expect("the device works") }
                 }
                 BlockMove::SwapIn { host, block } => {
                     bump(&self.met.swaps_in, 1);
                     let lost = self.fault == Fault::RowLostOnSwapIn;
-                    if lost { 0 } else { self.host_rows.move_in(&mut self.ring, host, block) }
+                    if lost { 0 } else { self.host_rows.move_in(&mut self.ring, host, block).expect("the device works") }
                 }
             };
             self.counted.moved_bytes += bytes;
@@ -381,8 +390,13 @@ impl<'a> Rig<'a> {
                     request: sequence.request(),
                 };
                 self.kv.insert(slot, content);
-                if let Cells::U8(cells) = self.ring.cells_mut() {
-                    cells[slot * ROW_BYTES..(slot + 1) * ROW_BYTES].copy_from_slice(&self.forwards.to_le_bytes());
+                let row = self.forwards.to_le_bytes();
+                match (self.ring.cells_mut(), &self.gpu) {
+                    (Cells::U8(cells), _) => cells[slot * ROW_BYTES..(slot + 1) * ROW_BYTES].copy_from_slice(&row),
+                    (Cells::Device(cells), Some(gpu)) => {
+                        gpu.upload(cells.ring().address().at(slot * ROW_BYTES), &row).expect("the device works");
+                    }
+                    _ => unreachable!("ids of a byte, in host memory or a device's"),
                 }
             }
             // Attention reads every position so far: each must be of this sequence's tokens, by the present weights.
@@ -513,6 +527,8 @@ impl<'a> Rig<'a> {
         self.counted.prefix_cached += rows.rows_of_others();
         self.expected.prefix_cached += first.iter().filter(|content| content.request != sequence.request()).count();
         self.expected.d2h_bytes += span.intersection(TokenSpan::new(tracked.own_from, upto)).len() * ROW_BYTES;
+        let mut rows = rows;
+        rows.settle();
         let (found, data) = rows.into_rest(upto);
         self.counted.returned += data.len() / ROW_BYTES;
         self.expected.returned += span.len();
@@ -586,9 +602,9 @@ impl<'a> Rig<'a> {
     }
 }
 
-fn check(case: Case, fault: Fault, met: &Met) -> Result<(), TestCaseError> {
+fn check(case: Case, fault: Fault, met: &Met, gpu: Option<Gpu>) -> Result<(), TestCaseError> {
     let (num_blocks, num_host_blocks) = (case.config.num_blocks, case.config.num_host_blocks);
-    let mut rig = Rig::new(case.config, fault, met);
+    let mut rig = Rig::new(case.config, fault, met, gpu);
     for op in case.ops {
         rig.run(op)?;
     }
@@ -605,11 +621,16 @@ fn check(case: Case, fault: Fault, met: &Met) -> Result<(), TestCaseError> {
     Ok(())
 }
 
+/// As [`run_on`], with the ring in host memory.
 fn run(cases: u32, fault: Fault, met: &Met) -> Result<(), String> {
+    run_on(cases, fault, met, || None)
+}
+
+fn run_on(cases: u32, fault: Fault, met: &Met, gpu: impl Fn() -> Option<Gpu>) -> Result<(), String> {
     let seed = std::env::var("MOETRAIL_TEST_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(20_261_121);
     println!("{fault:?}: {cases} cases of seed {seed} (MOETRAIL_TEST_SEED draws others)");
     let config = Config { cases, rng_seed: RngSeed::Fixed(seed), failure_persistence: None, ..Config::default() };
-    let result = TestRunner::new(config).run(&case(), |case| check(case, fault, met));
+    let result = TestRunner::new(config).run(&case(), |case| check(case, fault, met, gpu()));
     result.map_err(|error| error.to_string())
 }
 
@@ -622,6 +643,17 @@ fn no_row_differs_from_a_model_that_keeps_every_row() {
         println!("{count} {kind}");
         assert!(count >= 2_000, "only {count} {kind} were met");
     }
+}
+
+/// The ring in the memory of a device whose streams advance late or by chance, under another seed each time.
+#[test]
+fn no_row_of_a_device_differs_either() {
+    if moetrail_emulation::gpu(0, 0).is_none() {
+        return;
+    }
+    let seeds = AtomicUsize::new(0);
+    let gpu = || moetrail_emulation::gpu(seeds.fetch_add(1, Ordering::Relaxed) as u64, 1 << 24);
+    run_on(300, Fault::None, &Met::default(), gpu).unwrap_or_else(|error| panic!("{error}"));
 }
 
 #[test]

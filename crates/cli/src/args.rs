@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::builder::TypedValueParser;
 use clap::{Args as ClapArgs, Parser, Subcommand};
 use moetrail_engine::{EngineConfig, ReprefillRouting};
+use moetrail_kernels::gpu::DeviceChoice;
 use moetrail_models::{DtypeChoice, Quantization};
 use moetrail_routes::Overlap;
 use moetrail_routes::format::Format;
@@ -54,6 +55,12 @@ pub struct ModelArgs {
     /// Quantise the weights while they are loaded: int8 (an eight-bit number each, and a scale an output). Routers stay.
     #[arg(long, value_name = "METHOD")]
     pub quantization: Option<Quantization>,
+    /// Where to compute: auto (an NVIDIA GPU if there is one and the build has CUDA), cpu, cuda or cuda:N.
+    #[arg(long, default_value = "auto")]
+    pub device: DeviceChoice,
+    /// Share of the GPU's memory for weights, KV cache and all else.
+    #[arg(long, value_name = "SHARE", default_value_t = EngineConfig::default().gpu_memory_utilization)]
+    pub gpu_memory_utilization: f64,
     /// Threads that compute; all processors if absent.
     #[arg(long)]
     pub threads: Option<usize>,

@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 use moetrail_engine::{EngineConfig, Event};
+use moetrail_kernels::gpu::DeviceChoice;
 use moetrail_kernels::{Form, pool};
 
 use crate::args::DoctorArgs;
@@ -16,7 +17,7 @@ pub fn doctor(args: &DoctorArgs) -> Result<()> {
     println!("machine     {} {}", std::env::consts::ARCH, std::env::consts::OS);
     println!("kernels     {:?} (available: {:?})", Form::current(), Form::available());
     println!("threads     {}", pool::threads());
-    println!("device      cpu (this build has no GPU support)");
+    println!("device      {}", device(args.model.device));
 
     let loaded = load::start(&args.model, EngineConfig { num_blocks: Some(256), ..EngineConfig::default() })?;
     let model = loaded.checkpoint.config();
@@ -51,4 +52,22 @@ pub fn doctor(args: &DoctorArgs) -> Result<()> {
     drop(stream);
     loaded.engine.shutdown();
     Ok(())
+}
+
+fn device(choice: DeviceChoice) -> String {
+    match choice.open() {
+        Ok(None) if cfg!(feature = "cuda") => "cpu".to_owned(),
+        Ok(None) => "cpu (this build has no CUDA support)".to_owned(),
+        Ok(Some(gpu)) => {
+            let driver = gpu.driver();
+            let [free, total] = driver.memory().unwrap_or_default().map(|bytes| bytes >> 20);
+            format!(
+                "{}, compute capability {}, {} multiprocessors, {free} of {total} MiB free",
+                driver.name(),
+                driver.capability(),
+                driver.multiprocessors()
+            )
+        }
+        Err(error) => format!("cpu ({error})"),
+    }
 }

@@ -83,6 +83,7 @@ pub struct LoadedModel {
 /// Loads the model that was asked for.
 pub fn load(args: &ModelArgs) -> Result<LoadedModel> {
     configure_kernels(args)?;
+    let gpu = args.device.open().context("--device")?;
     let checkpoint = open(args)?;
     let longest = checkpoint.config().max_model_len();
     // The rotary table need not be longer than any sequence; a value beyond the model's is refused by the engine.
@@ -93,7 +94,7 @@ pub fn load(args: &ModelArgs) -> Result<LoadedModel> {
     }
     let began = Instant::now();
     let choice = WeightChoice { dtype: args.dtype, quantization: args.quantization };
-    let decoder = checkpoint.load(choice, true)?;
+    let decoder = checkpoint.load_on(gpu.as_ref(), choice, true)?;
     tracing::info!(
         model = checkpoint.name(),
         folder = %checkpoint.folder().display(),
@@ -102,6 +103,7 @@ pub fn load(args: &ModelArgs) -> Result<LoadedModel> {
         weights = %decoder.weight_formats(),
         packed_mib = decoder.weight_bytes() >> 20,
         seconds = began.elapsed().as_secs_f32(),
+        device = decoder.gpu().map_or_else(|| "cpu".into(), |gpu| gpu.driver().name()),
         kernels = ?Form::current(),
         threads = pool::threads(),
         "loaded"
@@ -117,6 +119,7 @@ impl LoadedModel {
         }
         config.capture = capture;
         config.max_model_len = args.max_model_len;
+        config.gpu_memory_utilization = args.gpu_memory_utilization;
         config.seed = args.seed;
         let (decoder, tokenizer) = (self.decoder.clone(), self.tokenizer.clone());
         Engine::start(decoder, tokenizer, self.checkpoint.eos_token_ids(), config).context("cannot start")

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use moetrail_capture::{CaptureRing, DrainError, HostRows, SequenceRows};
+use moetrail_kernels::gpu::GpuError;
 use moetrail_models::Ring;
 use moetrail_routes::{ExpertRows, TokenSpan};
 use moetrail_sched::{BlockMove, BlockPool, Sequence};
@@ -68,29 +69,30 @@ impl Capture {
 
     /// The cells, for the router to write.
     pub(crate) fn cells(&mut self) -> Option<Ring<'_>> {
-        self.ring.as_mut().map(|ring| ring_cells(ring).into())
+        self.ring.as_mut().map(ring_cells)
     }
 
     /// The row half of a block's move.
-    pub(crate) fn move_block(&mut self, step: BlockMove) {
+    pub(crate) fn move_block(&mut self, step: BlockMove) -> Result<(), GpuError> {
         #[cfg(test)]
         if self.fault.loses_rows_of(step) {
-            return;
+            return Ok(());
         }
-        let Some(ring) = &mut self.ring else { return };
+        let Some(ring) = &mut self.ring else { return Ok(()) };
         match (step, &mut self.host) {
-            (BlockMove::Copy { from, to }, _) => ring.copy_block(from, to),
+            (BlockMove::Copy { from, to }, _) => ring.copy_block(from, to)?,
             (BlockMove::SwapOut { block, host }, Some(rows)) => {
-                let bytes = rows.move_out(ring, block, host);
+                let bytes = rows.move_out(ring, block, host)?;
                 self.stats.count_moved("host", bytes);
             }
             (BlockMove::SwapIn { host, block }, Some(rows)) => {
-                let bytes = rows.move_in(ring, host, block);
+                let bytes = rows.move_in(ring, host, block)?;
                 self.stats.count_moved("device", bytes);
             }
             // The scheduler knows of a swap space exactly if there is one.
             (BlockMove::SwapOut { .. } | BlockMove::SwapIn { .. }, None) => {}
         }
+        Ok(())
     }
 
     /// Brings a choice's rows up to position `upto` to the host; a failure is the choice's alone.
@@ -112,9 +114,12 @@ impl Capture {
     }
 
     /// Compares rows computed again with those on the host, and counts.
-    pub(crate) fn verify(&self, sequence: &Sequence, rows: &SequenceRows, span: TokenSpan) {
+    pub(crate) fn verify(&self, sequence: &Sequence, rows: &mut SequenceRows, span: TokenSpan) {
         let Some(ring) = &self.ring else { return };
-        let (compared, differing) = rows.compare(ring, sequence.blocks(), span);
+        let (compared, differing) = match rows.compare(ring, sequence.blocks(), span) {
+            Ok(counts) => counts,
+            Err(error) => return tracing::error!(%error, "rows could not be compared"),
+        };
         self.stats.reprefill_rows_compared.inc_by(compared as u64);
         self.stats.reprefill_rows_differing.inc_by(differing as u64);
         if differing > 0 {
@@ -126,10 +131,10 @@ impl Capture {
     pub(crate) fn save(&self, sequence: &Sequence) -> Option<ReplayRows> {
         let (ring, computed) = (self.ring.as_ref()?, sequence.num_computed_tokens());
         let block_size = ring.block_size();
-        let (mut ids, blocks) = (Vec::new(), &sequence.blocks()[..computed.div_ceil(block_size)]);
-        for block in blocks {
-            ids.extend(ring.ids(block.id as usize * block_size, block_size));
-        }
+        let blocks = &sequence.blocks()[..computed.div_ceil(block_size)];
+        let slots = blocks.iter().flat_map(|block| (0..block_size).map(|i| block.id as usize * block_size + i));
+        let ids = ring.ids(slots);
+        let mut ids = ids.inspect_err(|error| tracing::error!(%error, "routing could not be saved")).ok()?;
         self.stats.count_moved("host", blocks.len() * block_size * ring.layout().row_bytes());
         let row_len = ring.layout().num_moe_layers() * ring.layout().top_k();
         ids.truncate(computed * row_len);
@@ -139,13 +144,17 @@ impl Capture {
     /// Counts the selections of the rows just computed.
     pub(crate) fn count_selections(&self, slots: &[u32]) {
         if let (Some(load), Some(ring)) = (&self.load, &self.ring) {
-            slots.iter().for_each(|slot| load.add(&ring.ids(*slot as usize, 1)));
+            match ring.ids(slots.iter().map(|slot| *slot as usize)) {
+                Ok(rows) => load.add(&rows),
+                Err(error) => tracing::error!(%error, "selections could not be counted"),
+            }
         }
     }
 
     /// The rows that became known since the last delta, up to position `upto`; `None` once rows were lost.
     pub(crate) fn delta(&self, rows: &mut SequenceRows, upto: usize) -> Option<ExpertRows> {
         let layout = self.ring.as_ref()?.layout();
+        rows.settle();
         if rows.lost().is_some() {
             return None;
         }
@@ -154,8 +163,9 @@ impl Capture {
     }
 
     /// The rows as the client gets them: those that no delta had, up to position `upto`, all hidden layers.
-    pub(crate) fn deliver(&self, rows: SequenceRows, upto: usize) -> Option<Result<ExpertRows, RowsError>> {
+    pub(crate) fn deliver(&self, mut rows: SequenceRows, upto: usize) -> Option<Result<ExpertRows, RowsError>> {
         let layout = self.ring.as_ref()?.layout();
+        rows.settle();
         if let Some(error) = rows.lost() {
             let code = match error {
                 DrainError::GenerationMismatch { .. } => "generation_mismatch",

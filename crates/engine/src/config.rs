@@ -24,6 +24,8 @@ pub struct EngineConfig {
     pub block_size: usize,
     /// Blocks in the KV pool; `None` sizes it from free memory.
     pub num_blocks: Option<usize>,
+    /// Share of a GPU's memory for weights, KV cache and all else, where `num_blocks` does not decide.
+    pub gpu_memory_utilization: f64,
     /// Whether full blocks are kept for later prompts.
     pub enable_prefix_caching: bool,
     /// Bytes of host memory for the KV of preempted sequences and of evicted prefixes; 0 is none.
@@ -58,6 +60,7 @@ impl Default for EngineConfig {
             max_num_batched_tokens: 2048,
             block_size: 16,
             num_blocks: None,
+            gpu_memory_utilization: 0.9,
             enable_prefix_caching: true,
             swap_space: 0,
             reprefill_routing: ReprefillRouting::Recompute,

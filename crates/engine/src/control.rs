@@ -135,5 +135,5 @@ fn load_like(folder: &Path, served: &Shared, max_model_len: usize) -> Result<Dec
         return Err(refuse(&format_args!("{name} holds another architecture: {difference}")));
     }
     let checkpoint = checkpoint.with_max_positions(max_model_len);
-    checkpoint.load(served.weights, false).map_err(|error| refuse(&error))
+    checkpoint.load_on(served.gpu.as_ref(), served.weights, false).map_err(|error| refuse(&error))
 }

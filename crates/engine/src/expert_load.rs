@@ -19,11 +19,12 @@ impl ExpertLoad {
         Self { counters: experts.map(counter).collect(), num_experts, top_k: layout.top_k() }
     }
 
-    /// Counts a row `[moe_layers, top_k]`.
-    pub(crate) fn add(&self, row: &[u16]) {
-        for (layer, ids) in row.chunks_exact(self.top_k).enumerate() {
+    /// Counts rows `[rows, moe_layers, top_k]`.
+    pub(crate) fn add(&self, rows: &[u16]) {
+        let moe_layers = self.counters.len() / self.num_experts;
+        for (cell, ids) in rows.chunks_exact(self.top_k).enumerate() {
             for id in ids {
-                self.counters[layer * self.num_experts + usize::from(*id)].inc();
+                self.counters[cell % moe_layers * self.num_experts + usize::from(*id)].inc();
             }
         }
     }

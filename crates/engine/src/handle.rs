@@ -3,7 +3,8 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 
-use moetrail_models::{ModelConfig, WeightChoice};
+use moetrail_kernels::gpu::Gpu;
+use moetrail_models::{Decoder, ModelConfig, WeightChoice};
 use moetrail_sched::RequestKey;
 use tokio::sync::mpsc as tokio_mpsc;
 
@@ -26,6 +27,8 @@ pub(crate) struct Shared {
     pub(crate) model: ModelConfig,
     /// What the weights are packed as.
     pub(crate) weights: WeightChoice,
+    /// Where they are, if not on the host.
+    pub(crate) gpu: Option<Gpu>,
     /// Requests accepted and not yet finished.
     pub(crate) live: AtomicUsize,
     /// Set once no new request is taken.
@@ -41,10 +44,11 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    pub(crate) fn new(model: ModelConfig, weights: WeightChoice) -> Self {
+    pub(crate) fn new(decoder: &Decoder) -> Self {
         Self {
-            model,
-            weights,
+            model: decoder.config().clone(),
+            weights: decoder.weight_choice(),
+            gpu: decoder.gpu().cloned(),
             live: AtomicUsize::new(0),
             closed: AtomicBool::new(false),
             paused: AtomicBool::new(false),

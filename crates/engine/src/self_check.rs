@@ -2,7 +2,7 @@
 
 use moetrail_capture::{CaptureRing, Cells, RingLayout};
 use moetrail_kernels::{RingCells, SeqSpan};
-use moetrail_models::{Decoder, StepInput};
+use moetrail_models::{Decoder, Ring, StepInput};
 
 /// Tokens forwarded by the check.
 const NUM_TOKENS: usize = 48;
@@ -103,10 +103,17 @@ fn forward(decoder: &Decoder, layout: &RingLayout, pattern: u16) -> Result<Vec<u
     let failed = |error: &dyn std::fmt::Display| SelfCheckError::Forward(error.to_string());
     let config = decoder.config();
     let num_tokens = NUM_TOKENS.min(decoder.max_positions());
-    let mut ring = CaptureRing::new(layout.clone(), 1, num_tokens);
+    let mut ring = match decoder.gpu() {
+        None => CaptureRing::new(layout.clone(), 1, num_tokens),
+        Some(gpu) => {
+            let staging = 2 * num_tokens * (layout.row_bytes() + 8) + 1024;
+            CaptureRing::on_device(gpu, layout.clone(), 1, num_tokens, staging).map_err(|error| failed(&error))?
+        }
+    };
     match ring.cells_mut() {
         Cells::U8(cells) => cells.fill(pattern as u8),
         Cells::U16(cells) => cells.fill(pattern),
+        Cells::Device(cells) => cells.ring().fill(pattern as u8).map_err(|error| failed(&error))?,
     }
     let mut kv = decoder.new_kv(1, num_tokens).map_err(|error| failed(&error))?;
     let stride = (config.vocab_size / num_tokens).max(1);
@@ -120,18 +127,16 @@ fn forward(decoder: &Decoder, layout: &RingLayout, pattern: u16) -> Result<Vec<u
         logit_rows: &[],
         replay: None,
     };
-    decoder.forward(&input, &mut kv, Some(ring_cells(&mut ring).into())).map_err(|error| failed(&error))?;
-    Ok(match ring.cells_mut() {
-        Cells::U8(cells) => cells.iter().map(|id| u16::from(*id)).collect(),
-        Cells::U16(cells) => cells.clone(),
-    })
+    decoder.forward(&input, &mut kv, Some(ring_cells(&mut ring))).map_err(|error| failed(&error))?;
+    ring.ids(0..num_tokens).map_err(|error| failed(&error))
 }
 
-/// The ring as the router takes it.
-pub(crate) fn ring_cells(ring: &mut CaptureRing) -> RingCells<'_> {
+/// The ring as the decoder takes it.
+pub(crate) fn ring_cells(ring: &mut CaptureRing) -> Ring<'_> {
     match ring.cells_mut() {
-        Cells::U8(cells) => RingCells::U8(cells),
-        Cells::U16(cells) => RingCells::U16(cells),
+        Cells::U8(cells) => Ring::Host(RingCells::U8(cells)),
+        Cells::U16(cells) => Ring::Host(RingCells::U16(cells)),
+        Cells::Device(cells) => Ring::Device(cells.ring()),
     }
 }
 

@@ -22,6 +22,9 @@ use crate::self_check::{SelfCheckError, self_check};
 use crate::stats::EngineStats;
 use crate::swap::SwapSpace;
 
+/// Bytes of rows that are on their way from a device at once, at most: some 80 000 rows of 48 layers with 8 experts each.
+pub(crate) const ROW_STAGING: usize = 32 << 20;
+
 /// Why an engine did not start.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -40,9 +43,9 @@ pub enum StartError {
     /// Capture does not work with this model.
     #[error(transparent)]
     SelfCheck(#[from] SelfCheckError),
-    /// The KV cache could not be made.
-    #[error("the KV cache: {0}")]
-    KvCache(#[from] ModelError),
+    /// The device has no room for KV cache or ring.
+    #[error("KV cache and ring: {0}")]
+    Device(#[from] ModelError),
     /// The thread could not be started.
     #[error("the engine thread did not start: {0}")]
     Thread(#[from] std::io::Error),
@@ -92,15 +95,20 @@ impl Engine {
         }
 
         let bytes_per_block = decoder.kv_bytes_per_block(config.block_size);
-        let num_blocks = config.num_blocks.unwrap_or_else(|| {
-            default_num_blocks(bytes_per_block, config.block_size, max_model_len, config.max_num_seqs)
-        });
         let ring_bytes_per_block = layout.as_ref().map_or(0, |layout| config.block_size * layout.row_bytes());
+        let num_blocks = match config.num_blocks {
+            Some(num_blocks) => num_blocks,
+            None => default_num_blocks(&decoder, &config, max_model_len, bytes_per_block + ring_bytes_per_block)?,
+        };
         // Slots are numbered by u32.
         let num_host_blocks =
             (config.swap_space / (bytes_per_block + ring_bytes_per_block)).min(u32::MAX as usize / config.block_size);
         let kv = decoder.new_kv(num_blocks, config.block_size)?;
-        let ring = layout.clone().map(|layout| CaptureRing::new(layout, num_blocks, config.block_size));
+        let ring = layout.clone().map(|layout| match decoder.gpu() {
+            None => Ok(CaptureRing::new(layout, num_blocks, config.block_size)),
+            Some(gpu) => CaptureRing::on_device(gpu, layout, num_blocks, config.block_size, ROW_STAGING),
+        });
+        let ring = ring.transpose().map_err(ModelError::from)?;
         tracing::info!(
             num_blocks,
             block_size = config.block_size,
@@ -153,7 +161,7 @@ impl Engine {
         #[cfg(test)]
         capture.plant(config.fault);
         let (commands, receiver) = mpsc::channel();
-        let shared = Arc::new(Shared::new(model.clone(), decoder.weight_choice()));
+        let shared = Arc::new(Shared::new(&decoder));
         let engine = EngineThread {
             decoder,
             kv,
@@ -216,6 +224,10 @@ fn check_limits(config: &EngineConfig, model_limit: usize) -> Result<usize, Star
     }
     let blocks = config.num_blocks.unwrap_or(1);
     let slots = blocks.checked_mul(config.block_size);
+    if !(config.gpu_memory_utilization > 0.0 && config.gpu_memory_utilization <= 1.0) {
+        let found = config.gpu_memory_utilization;
+        return refuse("--gpu-memory-utilization", format!("is {found}; a share above 0, at most 1, is possible"));
+    }
     if blocks == 0 || slots.is_none_or(|slots| slots > u32::MAX as usize) {
         return refuse(
             "--num-gpu-blocks-override",

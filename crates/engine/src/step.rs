@@ -157,7 +157,7 @@ impl EngineThread {
         let moe_layers = self.info.routing.as_ref().map_or(0, |routing| routing.moe_layers.len());
         for scheduled in &batch.scheduled {
             let Some(sequence) = self.scheduler.get(scheduled.seq) else { continue };
-            if let Some(rows) = self.choices.get(&scheduled.seq).and_then(|choice| choice.rows.as_ref()) {
+            if let Some(rows) = self.choices.get_mut(&scheduled.seq).and_then(|choice| choice.rows.as_mut()) {
                 // Rows of positions just computed are on the host only if they were drained at a preemption.
                 let span = scheduled.span();
                 self.stats.rows_deduplicated.inc_by(span.intersection(rows.span()).len() as u64);

@@ -1,6 +1,6 @@
 //! The swap space: host memory where the KV of preempted sequences and of evicted prefixes waits.
 
-use moetrail_models::{KvCache, Result};
+use moetrail_models::{KvCache, ModelError, Result};
 use moetrail_sched::BlockMove;
 
 use crate::capture::Capture;
@@ -25,7 +25,6 @@ impl SwapSpace {
             BlockMove::SwapOut { block, host } => kv.read_block(block, &mut self.kv[stretch(host)])?,
             BlockMove::SwapIn { host, block } => kv.write_block(block, &self.kv[stretch(host)])?,
         }
-        capture.move_block(step);
-        Ok(())
+        capture.move_block(step).map_err(ModelError::from)
     }
 }

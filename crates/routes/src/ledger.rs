@@ -107,6 +107,15 @@ impl RowLedger {
         assert_eq!(self.data.len(), expected, "the rows up to {upto}, and nothing else");
     }
 
+    /// Puts the bytes of rows in place that [`fill`](Self::fill) left room for, from position `start_pos` on.
+    ///
+    /// # Panics
+    /// If the ledger does not hold these positions.
+    pub fn land(&mut self, start_pos: usize, rows: &[u8]) {
+        let first = start_pos.checked_sub(self.start).expect("rows land behind the start") * self.row_bytes;
+        self.data[first..first + rows.len()].copy_from_slice(rows);
+    }
+
     /// Drops the rows from position `end` on.
     pub fn truncate(&mut self, end: usize) {
         self.data.truncate(end.saturating_sub(self.start) * self.row_bytes);

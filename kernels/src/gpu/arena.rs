@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use crate::gpu::{Address, DeviceBuffer, Gpu, GpuError};
+use crate::gpu::{Address, DeviceBuffer, Gpu, GpuError, Stream};
 
 /// Addresses are multiples of this.
 const ALIGN: usize = 256;
@@ -63,6 +63,14 @@ impl Arena {
             }
         };
         Ok(Scratch { arena: self.clone(), address, bytes })
+    }
+
+    /// Memory of zeros, from this place of [`Stream::Compute`] on.
+    pub fn take_zeroed(&self, bytes: usize) -> Result<Scratch, GpuError> {
+        let scratch = self.take(bytes)?;
+        // SAFETY: the scratch is as long, and belongs to the arena's stream.
+        unsafe { self.gpu.driver().fill(Stream::Compute, scratch.address, 0, bytes)? };
+        Ok(scratch)
     }
 
     /// Bytes taken from the device.

@@ -4,6 +4,7 @@
 //! the emulation that the tests use. Nothing here needs a CUDA toolkit to build.
 
 mod arena;
+mod choice;
 mod driver;
 mod error;
 mod matrix;
@@ -15,6 +16,7 @@ mod upload;
 use std::sync::{Arc, Mutex};
 
 pub use arena::{Arena, Scratch};
+pub use choice::DeviceChoice;
 pub use driver::{Address, Arg, CopyKind, Driver, Event, Graph, Launch, Pitched, Stream};
 pub use error::GpuError;
 pub use matrix::{DeviceMatrix, DeviceMatrixBuilder};

@@ -1,6 +1,7 @@
 //! What a network computes with: rows of activations, packed weights, and the operations on them.
 
 mod cpu;
+mod gpu;
 
 use std::fmt;
 
@@ -13,6 +14,7 @@ use crate::error::Result;
 use crate::step::{Marks, StepInput};
 
 pub(crate) use cpu::Cpu;
+pub(crate) use gpu::GpuBackend;
 
 /// What a kernel gives, or why it refuses.
 pub(crate) type KernelResult<T> = std::result::Result<T, KernelError>;

@@ -1,0 +1,273 @@
+use std::sync::{Arc, Mutex};
+
+use moetrail_kernels::gpu::{
+    self, Address, Arena, AttentionPlan, DeviceBuffer, DeviceExperts, DeviceExpertsBuilder, DeviceKv, DeviceMatrix,
+    DeviceMatrixBuilder, DeviceQkNorm, DeviceReplay, DeviceRing, DeviceRingWrite, DeviceRope, DeviceRouter,
+    DeviceRouting, DeviceRows, Gpu, Scratch, Stream, Upload, bytes_of,
+};
+use moetrail_kernels::{QkNorm, RopeTable, RouterConfig, WeightDtype, WeightFormat, WeightRows, WeightView};
+
+use crate::backend::{AttentionOf, Backend, KernelResult, LayerCache, PutExperts, PutRows, Residual};
+use crate::config::ModelConfig;
+use crate::error::{ModelError, Result};
+use crate::step::{Marks, StepInput};
+
+/// A GPU and what a decoder keeps there besides weights.
+#[derive(Clone, Debug)]
+pub(crate) struct GpuBackend {
+    arena: Arena,
+    /// Of operands and the cache.
+    dtype: WeightDtype,
+    /// One step at a time is begun; clones share the device.
+    upload: Arc<Mutex<Upload>>,
+}
+
+/// A projection's weights and bias.
+#[derive(Clone, Debug)]
+pub(crate) struct DeviceLinear {
+    matrix: DeviceMatrix,
+    bias: Option<Arc<DeviceBuffer>>,
+}
+
+/// Where a step's numbers are on the device.
+pub(crate) struct GpuStep<'a> {
+    num_rows: usize,
+    token_ids: Address,
+    positions: Address,
+    slots: Address,
+    logit_rows: Address,
+    num_logit_rows: usize,
+    plan: AttentionPlan,
+    plan_at: Address,
+    ring: Option<&'a DeviceRing>,
+    /// Row of each row in the ids, and the ids.
+    replay: Option<[Address; 2]>,
+    moe_layers: usize,
+    /// U32 `[2, rows]`: NaN seen, cells changed.
+    marks: Scratch,
+}
+
+impl GpuBackend {
+    /// A backend whose operands are of this dtype.
+    pub(crate) fn new(gpu: &Gpu, dtype: WeightDtype) -> Result<Self> {
+        let upload = Upload::new(gpu, 1 << 16).map_err(device)?;
+        Ok(Self { arena: Arena::new(gpu), dtype, upload: Arc::new(Mutex::new(upload)) })
+    }
+
+    fn gpu(&self) -> &Gpu {
+        self.arena.gpu()
+    }
+}
+
+impl Backend for GpuBackend {
+    type Rows = DeviceRows;
+    type Operand = DeviceRows;
+    type Vector = Arc<DeviceBuffer>;
+    type Matrix = DeviceMatrix;
+    type MatrixBuilder = DeviceMatrixBuilder;
+    type Linear = DeviceLinear;
+    type Router = Arc<DeviceRouter>;
+    type Experts = DeviceExperts;
+    type ExpertsBuilder = DeviceExpertsBuilder;
+    type QkNorm = Arc<DeviceQkNorm>;
+    type Rope = Arc<DeviceRope>;
+    type Kv = DeviceKv;
+    type Ring<'a> = &'a DeviceRing;
+    type Step<'a> = GpuStep<'a>;
+    type Routing = DeviceRouting;
+
+    fn packs(&self, _blocks: WeightFormat) -> bool {
+        false
+    }
+
+    fn matrix(&self, out: usize, inp: usize, _format: WeightFormat) -> KernelResult<DeviceMatrixBuilder> {
+        Ok(DeviceMatrixBuilder::zeros(self.gpu(), out, inp, self.dtype)?)
+    }
+
+    fn experts(&self, config: &ModelConfig, _formats: [WeightFormat; 2]) -> KernelResult<DeviceExpertsBuilder> {
+        let (count, hidden, inter) = (config.num_experts, config.hidden_size, config.moe_intermediate_size);
+        DeviceExperts::builder(self.gpu(), count, hidden, inter, self.dtype)
+    }
+
+    fn with_bias(&self, matrix: DeviceMatrix, bias: Option<Vec<f32>>) -> Result<DeviceLinear> {
+        let bias = bias.map(|bias| DeviceBuffer::of(self.gpu(), &bias)).transpose().map_err(device)?;
+        Ok(DeviceLinear { matrix, bias: bias.map(Arc::new) })
+    }
+
+    fn router(&self, gate: WeightView<'_>) -> KernelResult<Arc<DeviceRouter>> {
+        Ok(Arc::new(DeviceRouter::new(self.gpu(), gate)?))
+    }
+
+    fn vector(&self, values: Vec<f32>) -> Result<Arc<DeviceBuffer>> {
+        DeviceBuffer::of(self.gpu(), &values).map(Arc::new).map_err(device)
+    }
+
+    fn qk_norm(&self, norm: QkNorm) -> Result<Arc<DeviceQkNorm>> {
+        DeviceQkNorm::new(self.gpu(), &norm).map(Arc::new).map_err(device)
+    }
+
+    fn rope(&self, table: RopeTable) -> Result<Arc<DeviceRope>> {
+        DeviceRope::new(self.gpu(), &table).map(Arc::new).map_err(device)
+    }
+
+    fn kv(&self, config: &ModelConfig, num_blocks: usize, block_size: usize, dtype: WeightDtype) -> Result<DeviceKv> {
+        let (layers, kv_heads) = (config.num_hidden_layers, config.num_key_value_heads);
+        DeviceKv::new(self.gpu(), layers, num_blocks, block_size, kv_heads, config.head_dim, dtype).map_err(device)
+    }
+
+    fn matrix_bytes(matrix: &DeviceMatrix) -> usize {
+        matrix.bytes()
+    }
+
+    fn router_bytes(router: &Arc<DeviceRouter>) -> usize {
+        router.bytes()
+    }
+
+    fn experts_bytes(experts: &DeviceExperts) -> usize {
+        experts.bytes()
+    }
+
+    fn begin<'a>(
+        &self,
+        input: &StepInput<'a>,
+        ring: Option<&'a DeviceRing>,
+        config: &ModelConfig,
+        kv: &DeviceKv,
+    ) -> Result<GpuStep<'a>> {
+        let num_rows = input.token_ids.len();
+        let plan = AttentionPlan::new(&config.attention_shape(), kv, input.seqs)?;
+        let (row_of, ids) = input.replay.map_or((&[][..], &[][..]), |replay| (replay.row_of, replay.ids));
+        let mut upload = self.upload.lock().unwrap_or_else(|poison| poison.into_inner());
+        let [token_ids, positions, slots, logit_rows, plan_at, row_of, ids] = upload
+            .put([
+                bytes_of(input.token_ids),
+                bytes_of(input.positions),
+                bytes_of(input.slot_mapping),
+                bytes_of(input.logit_rows),
+                bytes_of(plan.words()),
+                bytes_of(row_of),
+                bytes_of(ids),
+            ])
+            .map_err(device)?;
+        let marks = self.arena.take_zeroed(2 * num_rows * 4).map_err(device)?;
+        Ok(GpuStep {
+            num_rows,
+            token_ids,
+            positions,
+            slots,
+            logit_rows,
+            num_logit_rows: input.logit_rows.len(),
+            plan,
+            plan_at,
+            ring,
+            replay: input.replay.map(|_| [row_of, ids]),
+            moe_layers: config.moe_layers.len(),
+            marks,
+        })
+    }
+
+    fn embed(&self, step: &GpuStep<'_>, table: &DeviceMatrix) -> Result<DeviceRows> {
+        gpu::embedding(&self.arena, table, step.token_ids, step.num_rows).map_err(device)
+    }
+
+    fn norm(
+        &self,
+        stream: Residual<Self>,
+        weight: &Arc<DeviceBuffer>,
+        eps: f32,
+    ) -> Result<(DeviceRows, DeviceRows)> {
+        let Residual { x, addition } = stream;
+        let normed = gpu::add_rms_norm(&self.arena, &x, addition.as_ref(), weight, eps, self.dtype)?;
+        Ok((x, normed))
+    }
+
+    fn linear(&self, x: &DeviceRows, linear: &DeviceLinear) -> Result<DeviceRows> {
+        Ok(gpu::linear(&self.arena, x, &linear.matrix, linear.bias.as_deref())?)
+    }
+
+    fn silu_and_mul(&self, x: &DeviceRows) -> Result<DeviceRows> {
+        gpu::silu_and_mul(&self.arena, x, self.dtype).map_err(device)
+    }
+
+    fn attend(
+        &self,
+        step: &GpuStep<'_>,
+        qkv: &DeviceRows,
+        attention: AttentionOf<'_, Self>,
+        cache: LayerCache<'_, Self>,
+    ) -> Result<DeviceRows> {
+        let (AttentionOf { shape, norm }, LayerCache { kv, layer, rope }) = (attention, cache);
+        let norm = norm.map(|norm| &**norm);
+        let q = gpu::qkv_rope_store(&self.arena, qkv, shape, norm, rope, step.positions, step.slots, kv, layer)?;
+        Ok(gpu::paged_attention(&self.arena, &q, shape, &step.plan, step.plan_at, kv, layer)?)
+    }
+
+    fn route(
+        &self,
+        step: &mut GpuStep<'_>,
+        x: &DeviceRows,
+        router: &Arc<DeviceRouter>,
+        routing: &RouterConfig,
+        moe_layer: usize,
+    ) -> Result<DeviceRouting> {
+        let capture = step.ring.map(|ring| DeviceRingWrite { ring, moe_layer, slots: step.slots });
+        let moe_layers = step.moe_layers;
+        let replay = step.replay.map(|[row_of, ids]| DeviceReplay { row_of, ids, moe_layers, moe_layer });
+        Ok(gpu::route(&self.arena, x, router, routing, capture, replay, step.marks.address())?)
+    }
+
+    fn expert_ffn(&self, x: &DeviceRows, routing: &DeviceRouting, experts: &DeviceExperts) -> Result<DeviceRows> {
+        let (ids, weights) = (routing.topk_ids.address(), routing.topk_weights.address());
+        Ok(gpu::expert_ffn(&self.arena, x, ids, weights, routing.top_k, experts)?)
+    }
+
+    fn logit_rows(&self, step: &GpuStep<'_>, stream: Residual<Self>) -> Result<Residual<Self>> {
+        let Residual { x, addition } = stream;
+        let x = gpu::select_rows(&self.arena, &x, addition.as_ref(), step.logit_rows, step.num_logit_rows)?;
+        Ok(Residual { x, addition: None })
+    }
+
+    fn end(&self, step: GpuStep<'_>) -> Result<Marks> {
+        let n = step.num_rows;
+        let marks: Vec<u32> = self.gpu().read(step.marks.address(), 2 * n).map_err(device)?;
+        let nan_rows = (0..n as u32).filter(|&row| marks[row as usize] != 0).collect();
+        let changed_cells = if step.replay.is_some() { marks[n..].to_vec() } else { Vec::new() };
+        Ok(Marks { nan_rows, changed_cells })
+    }
+}
+
+fn device(error: gpu::GpuError) -> ModelError {
+    ModelError::from(moetrail_kernels::KernelError::from(error))
+}
+
+impl PutRows for DeviceMatrixBuilder {
+    type Packed = DeviceMatrix;
+
+    fn put_rows(&mut self, first: usize, rows: WeightRows<'_>) -> KernelResult<()> {
+        DeviceMatrixBuilder::put_rows(self, first, rows)
+    }
+
+    fn finish(self) -> DeviceMatrix {
+        DeviceMatrixBuilder::finish(self)
+    }
+}
+
+impl PutExperts for DeviceExpertsBuilder {
+    type Packed = DeviceExperts;
+
+    fn put_gate(&mut self, expert: usize, rows: WeightRows<'_>) -> KernelResult<()> {
+        DeviceExpertsBuilder::put_gate(self, expert, rows)
+    }
+
+    fn put_up(&mut self, expert: usize, rows: WeightRows<'_>) -> KernelResult<()> {
+        DeviceExpertsBuilder::put_up(self, expert, rows)
+    }
+
+    fn put_down(&mut self, expert: usize, rows: WeightRows<'_>) -> KernelResult<()> {
+        DeviceExpertsBuilder::put_down(self, expert, rows)
+    }
+
+    fn finish(self) -> DeviceExperts {
+        DeviceExpertsBuilder::finish(self)
+    }
+}
