@@ -1,8 +1,11 @@
 //! The GPU kernels against their references: on the emulation, or on an NVIDIA GPU where `MOETRAIL_TEST_DEVICE=cuda`.
 
+#![allow(clippy::unwrap_used)]
+
 #[path = "../forms/toss.rs"]
 #[allow(dead_code)]
 mod toss;
 
 mod device;
+mod driver;
 mod norm;
