@@ -1,10 +1,11 @@
 //! The kernels of `kernels/cuda`, and what they run on.
 //!
 //! Every launcher checks shapes as the CPU's entry points do, and hands addresses to a [`Driver`]: the CUDA driver, or
-//! the emulation that the tests use. Nothing here needs a CUDA toolkit to build.
+//! the emulation that the tests use. Nothing but [`cuda`], with the feature of that name, needs a toolkit to build.
 
 mod arena;
 mod choice;
+pub mod cuda;
 mod driver;
 mod error;
 mod matrix;

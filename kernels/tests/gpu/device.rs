@@ -1,12 +1,37 @@
+use std::cell::OnceCell;
+use std::sync::OnceLock;
+
 use half::{bf16, f16};
 use moetrail_kernels::WeightDtype;
-use moetrail_kernels::gpu::{Arena, DeviceBuffer, DeviceMatrix, DeviceMatrixBuilder, DeviceRows, Gpu};
+use moetrail_kernels::gpu::{Arena, DeviceBuffer, DeviceMatrix, DeviceMatrixBuilder, DeviceRows, Gpu, cuda};
 
 use crate::toss::{Toss, le_bytes};
 
-/// The device that is tested; `None` where there is no C++ compiler for the emulation, which has been said.
+/// The device that is tested: with `MOETRAIL_TEST_DEVICE=cuda` that of the CUDA driver, else the emulation; `None` where
+/// there is no C++ compiler for the emulation, which has been said.
 pub fn gpu(seed: u64) -> Option<Gpu> {
-    moetrail_emulation::gpu(seed, 1 << 30)
+    match std::env::var_os("MOETRAIL_TEST_DEVICE") {
+        None => moetrail_emulation::gpu(seed, 1 << 30),
+        Some(device) => {
+            assert_eq!(device, "cuda", "MOETRAIL_TEST_DEVICE names no other device");
+            Some(cuda())
+        }
+    }
+}
+
+/// Whether the CUDA driver's device is tested.
+pub fn is_cuda() -> bool {
+    std::env::var_os("MOETRAIL_TEST_DEVICE").is_some()
+}
+
+/// A device of this thread alone: the streams of a device may not be shared with a test that records a graph.
+fn cuda() -> Gpu {
+    let open = || cuda::open(0).unwrap_or_else(|error| panic!("{error}"));
+    // As long as somebody holds it, opening it again is cheap.
+    static HELD: OnceLock<Gpu> = OnceLock::new();
+    thread_local!(static OWN: OnceCell<Gpu> = const { OnceCell::new() });
+    HELD.get_or_init(open);
+    OWN.with(|own| own.get_or_init(open).clone())
 }
 
 /// A value as memory of this type holds it.

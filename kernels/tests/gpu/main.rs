@@ -7,4 +7,5 @@
 mod toss;
 
 mod device;
+mod driver;
 mod norm;
