@@ -4,5 +4,7 @@
 #[allow(dead_code)]
 mod toss;
 
+mod attention;
 mod device;
 mod norm;
+mod qkv;
