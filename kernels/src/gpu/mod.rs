@@ -6,11 +6,15 @@
 mod arena;
 mod choice;
 pub mod cuda;
+mod attention;
 mod driver;
 mod error;
+mod kv;
 mod matrix;
 mod memory;
 mod norm;
+mod plan;
+mod qkv;
 mod rows;
 mod upload;
 
@@ -18,11 +22,15 @@ use std::sync::{Arc, Mutex};
 
 pub use arena::{Arena, Scratch};
 pub use choice::DeviceChoice;
+pub use attention::paged_attention;
 pub use driver::{Address, Arg, CopyKind, Driver, Event, Graph, Launch, Pitched, Stream};
 pub use error::GpuError;
+pub use kv::DeviceKv;
 pub use matrix::{DeviceMatrix, DeviceMatrixBuilder};
 pub use memory::{DeviceBuffer, PinnedBuffer, Plain, bytes_of};
 pub use norm::{add_rms_norm, embedding, select_rows, silu_and_mul};
+pub use plan::{ATTENTION_SPLIT, AttentionLaunches, AttentionPlan, DecodeBucket, attention_splits};
+pub use qkv::{DeviceQkNorm, DeviceRope, qkv_rope_store};
 pub use rows::{DeviceRows, ROW_PAD};
 pub use upload::Upload;
 

@@ -65,6 +65,16 @@ pub fn read(gpu: &Gpu, address: moetrail_kernels::gpu::Address, len: usize, dtyp
     }
 }
 
+/// Elements of a type in bytes, as f32.
+pub fn from_bytes(bytes: &[u8], dtype: WeightDtype) -> Vec<f32> {
+    let pair = |pair: &[u8]| u16::from_le_bytes([pair[0], pair[1]]);
+    match dtype {
+        WeightDtype::F32 => bytes.chunks(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
+        WeightDtype::BF16 => bytes.chunks(2).map(|b| bf16::from_bits(pair(b)).to_f32()).collect(),
+        WeightDtype::F16 => bytes.chunks(2).map(|b| f16::from_bits(pair(b)).to_f32()).collect(),
+    }
+}
+
 /// The rows of an operand, after a check that its padding is zero.
 pub fn operand(gpu: &Gpu, rows: &DeviceRows) -> Vec<f32> {
     let all = read(gpu, rows.address(), rows.len() * rows.ld(), rows.dtype());

@@ -6,6 +6,8 @@
 #[allow(dead_code)]
 mod toss;
 
+mod attention;
 mod device;
 mod driver;
 mod norm;
+mod qkv;

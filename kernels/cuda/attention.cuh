@@ -1,0 +1,258 @@
+// Attention of 16 (row, head) pairs over tiles of 64 keys: what the kernels of a whole context and of one split share.
+//
+// The bits of a row must not depend on which kernel computes it, with which rows beside it. So:
+// - Keys are cut at absolute positions: splits of SPLIT, tiles of TILE. Within a split the tiles come in ascending order
+//   with a running maximum; the splits' states are merged in ascending order (`Merge`).
+// - A tile is always multiplied whole. Positions a row does not see weigh exactly zero, and a tile of which it sees
+//   nothing leaves its state as it is: the maximum stays, all is multiplied by exp2(0) = 1, zeros are added.
+// - The sum of the weights is kept in quarters, one per 16 keys of the tile, so that four warps may share a tile.
+// - Sums and products are spelled out (__fmaf_rn): the compiler may not fuse them in one kernel and not in the other.
+#pragma once
+#include "common.cuh"
+
+constexpr unsigned TILE = 64;
+constexpr unsigned SPLIT = 512;
+constexpr unsigned TILES_OF_SPLIT = SPLIT / TILE;
+constexpr unsigned LANE_PAIRS = 16;  // (row, head) pairs of a warp
+
+#ifdef __CUDACC__
+__device__ __forceinline__ float exp2_approx(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+#else
+inline float exp2_approx(float x) { return exp2f(x); }
+#endif
+
+__device__ __forceinline__ float minus_infinity() { return __uint_as_float(0xff800000u); }
+
+// Some pairs of one sequence, as `plan.rs` writes them. Pair p is row p / group, query head p % group of the group.
+struct Item {
+  unsigned first_row;       // the sequence's first row of the call
+  unsigned rows;            // of the sequence; 0 if it is padding, whose row gets zeros
+  unsigned first_position;  // of the first row
+  unsigned table;           // where the block table starts, in words of the plan
+  unsigned first_pair;
+  unsigned first_partial;
+  unsigned first_split;
+  unsigned splits;
+};
+
+__device__ __forceinline__ Item item_at(const unsigned* items, unsigned index) {
+  const unsigned* at = items + size_t(index) * 8;
+  return {at[0], at[1], at[2], at[3], at[4], at[5], at[6], at[7]};
+}
+
+// First key that the query at a position sees.
+__device__ __forceinline__ unsigned first_visible(unsigned position, unsigned window) {
+  return position + 1 > window ? position + 1 - window : 0;
+}
+
+// Keys first..end of a sequence.
+struct Visible {
+  unsigned first, end;
+  __device__ __forceinline__ bool has(unsigned key) const { return key >= first && key < end; }
+};
+
+// Pairs from..to of an item as far as they exist: what any of them sees, and what all of them see.
+struct PairRange {
+  unsigned from, to;  // absolute, clipped
+  Visible any, all;
+  __device__ __forceinline__ PairRange(const Item& item, unsigned first, unsigned count, unsigned group, unsigned window) {
+    const unsigned pairs = item.rows * group;
+    from = first < pairs ? first : pairs;
+    to = first + count < pairs ? first + count : pairs;
+    any = all = {0, 0};
+    if (from < to) {
+      const unsigned low = item.first_position + from / group, high = item.first_position + (to - 1) / group;
+      any = {first_visible(low, window), high + 1};
+      all = {first_visible(high, window), low + 1};
+    }
+  }
+};
+
+// The keys or values of one head of a sequence in the cache, T [num_blocks, kv_heads, block_size, head_dim].
+struct Paging {
+  const unsigned* table;
+  unsigned kv_heads, head, head_dim, block_size;
+  unsigned magic, shift;  // position / block_size = (umulhi(position, magic) + position) >> shift
+
+  // Rows of head_dim elements before that of a position.
+  __device__ __forceinline__ size_t row(unsigned position) const {
+    const unsigned block = (__umulhi(position, magic) + position) >> shift;
+    return (size_t(table[block]) * kv_heads + head) * block_size + (position - block * block_size);
+  }
+};
+
+// Tiles in shared memory are T [TILE, HD] in 16-byte chunks. Eight neighbouring rows of one chunk, as ldmatrix reads
+// them, lie in different banks.
+template <unsigned HD>
+__device__ __forceinline__ unsigned chunk_at(unsigned row, unsigned chunk) {
+  static_assert(HD == 32 || HD % 64 == 0, "");
+  return row * (HD / 8) + (HD == 32 ? chunk ^ (row / 2 % 4) : chunk ^ (row % 8));
+}
+
+// Starts to copy a tile; zeros where no pair looks, as what lies there may be NaN, and beyond the head's elements.
+template <class T, unsigned HD, unsigned THREADS>
+__device__ __forceinline__ void load_tile(T* to, const T* cache, unsigned tile, const Paging& paging, Visible visible) {
+  constexpr unsigned CHUNKS = HD / 8;
+#pragma unroll
+  for (unsigned i = 0; i < (TILE * CHUNKS + THREADS - 1) / THREADS; i++) {
+    const unsigned at = i * THREADS + threadIdx.x, row = at / CHUNKS, chunk = at % CHUNKS;
+    if (TILE * CHUNKS % THREADS != 0 && at >= TILE * CHUNKS) break;
+    const unsigned position = tile * TILE + row;
+    const bool valid = visible.has(position) && chunk * 8 < paging.head_dim;
+    const T* from = valid ? cache + paging.row(position) * paging.head_dim + chunk * 8 : cache;
+    cp_async16(to + chunk_at<HD>(row, chunk) * 8, from, valid);
+  }
+}
+
+// A row of queries as the first operand of mma, 16 elements from `col`: this lane's registers of rows g and g + 8, which
+// are null where there is no such pair.
+template <class T>
+__device__ __forceinline__ void query_fragment(unsigned (&a)[4], const T* low, const T* high, unsigned col, unsigned head_dim) {
+  const unsigned at = col + threadIdx.x % 4 * 2;
+#pragma unroll
+  for (unsigned i = 0; i < 4; i++) {
+    const T* row = i % 2 == 0 ? low : high;
+    const unsigned c = at + i / 2 * 8;
+    a[i] = row != nullptr && c < head_dim ? *reinterpret_cast<const unsigned*>(row + c) : 0;
+  }
+}
+
+// s += a k^T for 16 * N keys from row `first` of the tile, 16 elements of the head from step * 16.
+template <class T, unsigned HD, unsigned N>
+__device__ __forceinline__ void add_scores(float (&s)[2 * N][4], const unsigned (&a)[4], const T* keys, unsigned first,
+                                           unsigned step) {
+  const unsigned lane = threadIdx.x % 32, row = first + lane / 16 * 8 + lane % 8, chunk = step * 2 + lane / 8 % 2;
+#pragma unroll
+  for (unsigned n = 0; n < N; n++) {
+    unsigned b[4];
+    ldmatrix_x4(b, keys + chunk_at<HD>(row + n * 16, chunk) * 8);
+    const unsigned left[2] = {b[0], b[1]}, right[2] = {b[2], b[3]};
+    mma<T>(s[2 * n], a, left);
+    mma<T>(s[2 * n + 1], a, right);
+  }
+}
+
+// o += p v for 16 * N elements of the head: 16 from each of `first`, `first + stride`, ... (in sixteens).
+template <class T, unsigned HD, unsigned N>
+__device__ __forceinline__ void add_values(float (&o)[2 * N][4], const unsigned (&p)[4], const T* values, unsigned step,
+                                           unsigned first, unsigned stride) {
+  const unsigned lane = threadIdx.x % 32, row = step * 16 + lane / 8 % 2 * 8 + lane % 8;
+#pragma unroll
+  for (unsigned n = 0; n < N; n++) {
+    unsigned b[4];
+    ldmatrix_x4_trans(b, values + chunk_at<HD>(row, (first + n * stride) * 2 + lane / 16) * 8);
+    const unsigned left[2] = {b[0], b[1]}, right[2] = {b[2], b[3]};
+    mma<T>(o[2 * n], p, left);
+    mma<T>(o[2 * n + 1], p, right);
+  }
+}
+
+// From products to scores in powers of two, minus infinity where a row does not look, and each row's maximum over the
+// 8 * N keys from `key`, on all four lanes of the row.
+template <unsigned N>
+__device__ __forceinline__ void mask_scores(float (&s)[N][4], float (&top)[2], float scale, unsigned key, bool whole,
+                                            const Visible (&rows)[2]) {
+  const unsigned first = key + threadIdx.x % 4 * 2;
+  top[0] = top[1] = minus_infinity();
+#pragma unroll
+  for (unsigned n = 0; n < N; n++)
+#pragma unroll
+    for (unsigned i = 0; i < 4; i++) {
+      s[n][i] = whole || rows[i / 2].has(first + n * 8 + i % 2) ? __fmul_rn(s[n][i], scale) : minus_infinity();
+      top[i / 2] = fmaxf(top[i / 2], s[n][i]);
+    }
+#pragma unroll
+  for (unsigned i = 0; i < 2; i++) {
+    top[i] = fmaxf(top[i], __shfl_xor_sync(FULL_WARP, top[i], 1));
+    top[i] = fmaxf(top[i], __shfl_xor_sync(FULL_WARP, top[i], 2));
+  }
+}
+
+// The maximum while tiles are added: `base` is what weights are relative to, `decay` what multiplies the state so far.
+struct Running {
+  float top[2], base[2], decay[2];
+  __device__ __forceinline__ void reset() { top[0] = top[1] = minus_infinity(); }
+  __device__ __forceinline__ void raise(const float (&by)[2]) {
+#pragma unroll
+    for (unsigned i = 0; i < 2; i++) {
+      const float old = top[i];
+      top[i] = fmaxf(old, by[i]);
+      base[i] = top[i] == minus_infinity() ? 0.f : top[i];
+      decay[i] = exp2_approx(__fadd_rn(old, -base[i]));
+    }
+  }
+};
+
+// Weights of 16 keys as the first operand of mma, and their sum over this lane's keys added to that of earlier tiles.
+template <class T>
+__device__ __forceinline__ void weigh(unsigned (&p)[4], float (&sum)[2], const float (&left)[4], const float (&right)[4],
+                                      const Running& running) {
+#pragma unroll
+  for (unsigned i = 0; i < 2; i++) {
+    const float a = exp2_approx(__fadd_rn(left[2 * i], -running.base[i]));
+    const float b = exp2_approx(__fadd_rn(left[2 * i + 1], -running.base[i]));
+    const float c = exp2_approx(__fadd_rn(right[2 * i], -running.base[i]));
+    const float d = exp2_approx(__fadd_rn(right[2 * i + 1], -running.base[i]));
+    p[i] = pack2<T>(a, b);
+    p[i + 2] = pack2<T>(c, d);
+    sum[i] = __fmaf_rn(sum[i], running.decay[i], __fadd_rn(__fadd_rn(a, b), __fadd_rn(c, d)));
+  }
+}
+
+// Sum over the four lanes of a row.
+__device__ __forceinline__ float quad_sum(float x) {
+  x = __fadd_rn(x, __shfl_xor_sync(FULL_WARP, x, 1));
+  return __fadd_rn(x, __shfl_xor_sync(FULL_WARP, x, 2));
+}
+
+__device__ __forceinline__ float sum_of_quarters(float a, float b, float c, float d) {
+  return __fadd_rn(__fadd_rn(__fadd_rn(a, b), c), d);
+}
+
+// The state of a row over several splits. Starting with the first split is the same as adding it to nothing.
+struct Merge {
+  float top, sum, old_scale, new_scale;
+  __device__ __forceinline__ void reset() {
+    top = minus_infinity();
+    sum = 0.f;
+  }
+  __device__ __forceinline__ void add(float split_top, float split_sum) {
+    const float next = fmaxf(top, split_top), base = next == minus_infinity() ? 0.f : next;
+    old_scale = exp2_approx(__fadd_rn(top, -base));
+    new_scale = exp2_approx(__fadd_rn(split_top, -base));
+    top = next;
+    sum = value(sum, split_sum);
+  }
+  __device__ __forceinline__ float value(float merged, float of_split) const {
+    return __fmaf_rn(merged, old_scale, __fmul_rn(of_split, new_scale));
+  }
+};
+
+// From the sum of the weights to what multiplies the sum of the values; a row that sees nothing gets zeros.
+__device__ __forceinline__ float inverse(float sum) { return sum == 0.f ? 0.f : __frcp_rn(sum); }
+
+// Adding zero makes both zeros one: the state of a row that skips a tile may differ in the sign of a zero.
+__device__ __forceinline__ float attended(float value, float inverse_sum) { return __fmaf_rn(value, inverse_sum, 0.f); }
+
+// Where one pair's head of queries or outputs lies in rows of `ld` elements.
+struct PairPlace {
+  size_t at;
+  bool last;  // the last head of its row, behind which the row is padded
+  __device__ __forceinline__ PairPlace(const Item& item, unsigned pair, unsigned kv_head, unsigned kv_heads, unsigned group,
+                                       unsigned head_dim, unsigned ld) {
+    const unsigned head = kv_head * group + pair % group;
+    at = size_t(item.first_row + pair / group) * ld + head * head_dim;
+    last = head + 1 == kv_heads * group;
+  }
+};
+
+// Zeros from the last head of a row to its end, by the threads `index`, `index + stride`, ...
+template <class T>
+__device__ __forceinline__ void pad_row(T* last_head, unsigned width, unsigned head_dim, unsigned ld, unsigned index,
+                                        unsigned stride) {
+  for (unsigned col = width + index; col < ld; col += stride) last_head[head_dim + col - width] = from_float<T>(0.f);
+}
