@@ -6,6 +6,7 @@
 mod arena;
 mod driver;
 mod error;
+mod linear;
 mod matrix;
 mod memory;
 mod norm;
@@ -16,6 +17,7 @@ use std::sync::{Arc, Mutex};
 pub use arena::{Arena, Scratch};
 pub use driver::{Address, Arg, CopyKind, Driver, Event, Graph, Launch, Pitched, Stream};
 pub use error::GpuError;
+pub use linear::{LinearTiling, linear, linear_tiled};
 pub use matrix::{DeviceMatrix, DeviceMatrixBuilder};
 pub use memory::{DeviceBuffer, PinnedBuffer, Plain};
 pub use norm::{add_rms_norm, embedding, select_rows, silu_and_mul};

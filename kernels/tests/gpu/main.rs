@@ -5,4 +5,5 @@
 mod toss;
 
 mod device;
+mod linear;
 mod norm;
