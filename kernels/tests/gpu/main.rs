@@ -9,5 +9,6 @@ mod toss;
 mod attention;
 mod device;
 mod driver;
+mod linear;
 mod norm;
 mod qkv;

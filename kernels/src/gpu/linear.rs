@@ -1,0 +1,239 @@
+use crate::error::{KernelError, check_shape};
+use crate::gpu::rows::{ROW_PAD, by_dtype, int};
+use crate::gpu::{Address, Arena, DeviceBuffer, DeviceMatrix, DeviceRows, Launch};
+use crate::weights::WeightDtype;
+
+/// Bytes of a row that go through shared memory together (`ROW_BYTES` in `kernels/cuda/gemm.cuh`).
+const CHUNK: usize = 64;
+
+/// Outputs that are packed together.
+const PANEL: usize = 16;
+
+/// How K is cut, from the layer's shape alone: no more segments than a block has warps, and none too short to keep the
+/// memory busy. Both lengths are in chunks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Split {
+    pub(crate) segment: usize,
+    segments: usize,
+}
+
+impl Split {
+    /// Warps of a block, at most.
+    const WARPS: usize = 8;
+
+    /// Of a row of `in_features` weights.
+    pub(crate) fn of(in_features: usize, dtype: WeightDtype) -> Split {
+        let rows = in_features.div_ceil(ROW_PAD);
+        let segment = rows.div_ceil(Self::WARPS).max(4);
+        Split { segment: segment * ROW_PAD * dtype.bytes() / CHUNK, segments: rows.div_ceil(segment) }
+    }
+
+    /// Groups of a block, each of one warp a segment.
+    pub(crate) fn groups(self) -> usize {
+        Self::WARPS / self.segments
+    }
+
+    /// Launch dimensions of `split_product`: `units` of `panels` panels, and `tokens` tokens, `tiles` times.
+    pub(crate) fn launch(
+        self,
+        kernel: &'static str,
+        [units, panels]: [usize; 2],
+        [tiles, tokens]: [usize; 2],
+    ) -> Launch {
+        let stage = panels * PANEL * CHUNK + tokens * CHUNK;
+        // As `SPLIT_STAGES`.
+        let stages = (12288 / stage).clamp(3, 8);
+        let warps = self.groups() * self.segments;
+        let grid = [int(units.div_ceil(self.groups())), int(tiles), 1];
+        Launch { kernel, grid, block: int(warps * 32), shared: int(warps * stages * stage) }
+    }
+}
+
+/// Bytes of shared memory of `tile_product` with tiles of 128 outputs.
+pub(crate) fn tile_shared(tokens: usize) -> u32 {
+    int(4 * (128 + tokens) * CHUNK)
+}
+
+/// Which kernel computes a product. The bits of the result do not depend on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LinearTiling {
+    /// Warps share K: `outputs` (16 or 32) by `tokens` (8, 16, 32 or 64) each.
+    Split {
+        /// Outputs of a warp.
+        outputs: usize,
+        /// Tokens of a block.
+        tokens: usize,
+    },
+    /// Warps share a tile of 128 outputs by `tokens` (64 or 128).
+    Tile {
+        /// Tokens of a block.
+        tokens: usize,
+    },
+}
+
+impl LinearTiling {
+    /// Every tiling there is.
+    pub const ALL: [LinearTiling; 10] = [
+        LinearTiling::Split { outputs: 16, tokens: 8 },
+        LinearTiling::Split { outputs: 16, tokens: 16 },
+        LinearTiling::Split { outputs: 16, tokens: 32 },
+        LinearTiling::Split { outputs: 16, tokens: 64 },
+        LinearTiling::Split { outputs: 32, tokens: 8 },
+        LinearTiling::Split { outputs: 32, tokens: 16 },
+        LinearTiling::Split { outputs: 32, tokens: 32 },
+        LinearTiling::Split { outputs: 32, tokens: 64 },
+        LinearTiling::Tile { tokens: 64 },
+        LinearTiling::Tile { tokens: 128 },
+    ];
+
+    /// For `n` rows on a device with so many multiprocessors: large tiles where there are enough to go round, and
+    /// otherwise as many blocks as it takes to read the weights at full speed.
+    pub fn choose(n: usize, out_features: usize, multiprocessors: usize) -> LinearTiling {
+        let tiles = |tokens: usize| out_features.div_ceil(128) * n.div_ceil(tokens);
+        if n > 64 && tiles(128) >= multiprocessors {
+            return LinearTiling::Tile { tokens: 128 };
+        }
+        if n > 64 && tiles(64) * 2 >= multiprocessors {
+            return LinearTiling::Tile { tokens: 64 };
+        }
+        let tokens = n.next_power_of_two().clamp(8, 64);
+        // Two blocks fit a multiprocessor but for those of 64 tokens.
+        let wanted = multiprocessors * if tokens == 64 { 1 } else { 2 };
+        let wide = out_features.div_ceil(32) * n.div_ceil(tokens) >= wanted;
+        LinearTiling::Split { outputs: if wide { 32 } else { 16 }, tokens }
+    }
+
+    fn kernel(self, dtype: WeightDtype) -> &'static str {
+        macro_rules! names {
+            ($name:literal) => {
+                by_dtype(dtype, [concat!($name, "_f32"), concat!($name, "_bf16"), concat!($name, "_f16")])
+            };
+        }
+        match self {
+            LinearTiling::Split { outputs: 16, tokens: 8 } => names!("linear_split_16x8"),
+            LinearTiling::Split { outputs: 16, tokens: 16 } => names!("linear_split_16x16"),
+            LinearTiling::Split { outputs: 16, tokens: 32 } => names!("linear_split_16x32"),
+            LinearTiling::Split { outputs: 16, tokens: 64 } => names!("linear_split_16x64"),
+            LinearTiling::Split { outputs: 32, tokens: 8 } => names!("linear_split_32x8"),
+            LinearTiling::Split { outputs: 32, tokens: 16 } => names!("linear_split_32x16"),
+            LinearTiling::Split { outputs: 32, tokens: 32 } => names!("linear_split_32x32"),
+            LinearTiling::Split { outputs: 32, tokens: 64 } => names!("linear_split_32x64"),
+            LinearTiling::Tile { tokens: 64 } => names!("linear_tile_128x64"),
+            LinearTiling::Tile { tokens: 128 } => names!("linear_tile_128x128"),
+            _ => unreachable!("{self:?} is no tiling"),
+        }
+    }
+
+    fn launch(self, n: usize, w: &DeviceMatrix) -> Launch {
+        let (kernel, outs) = (self.kernel(w.dtype()), w.out_features());
+        match self {
+            LinearTiling::Split { outputs, tokens } => Split::of(w.in_features(), w.dtype()).launch(
+                kernel,
+                [outs.div_ceil(outputs), outputs / PANEL],
+                [n.div_ceil(tokens), tokens],
+            ),
+            LinearTiling::Tile { tokens } => {
+                let grid = [int(outs.div_ceil(128) * n.div_ceil(tokens)), 1, 1];
+                Launch { kernel, grid, block: 256, shared: tile_shared(tokens) }
+            }
+        }
+    }
+}
+
+/// `x W^T + bias`: `x` `[n, in]` as products read it, `bias` f32 `[out]`, to f32 `[n, out]`.
+///
+/// The bits of a row depend on that row and the weights alone.
+///
+/// # Panics
+/// When `x` has another element type than the weights.
+pub fn linear(
+    arena: &Arena,
+    x: &DeviceRows,
+    w: &DeviceMatrix,
+    bias: Option<&DeviceBuffer>,
+) -> Result<DeviceRows, KernelError> {
+    let multiprocessors = arena.gpu().driver().multiprocessors() as usize;
+    linear_tiled(arena, x, w, bias, LinearTiling::choose(x.len(), w.out_features(), multiprocessors))
+}
+
+/// As [`linear`], in a given tiling.
+pub fn linear_tiled(
+    arena: &Arena,
+    x: &DeviceRows,
+    w: &DeviceMatrix,
+    bias: Option<&DeviceBuffer>,
+    tiling: LinearTiling,
+) -> Result<DeviceRows, KernelError> {
+    const OP: &str = "linear";
+    let (n, outs) = (x.len(), w.out_features());
+    check_operand(OP, x, w.in_features(), w.dtype())?;
+    if let Some(bias) = bias {
+        check_shape(OP, "bias", &[bias.bytes() / 4], &[outs])?;
+    }
+    let out = DeviceRows::floats(arena, n, outs)?;
+    if n == 0 || outs == 0 {
+        return Ok(out);
+    }
+    let args = [
+        out.address().into(),
+        x.address().into(),
+        w.address().into(),
+        bias.map_or(Address::NULL, DeviceBuffer::address).into(),
+        int(n).into(),
+        int(outs).into(),
+        int(x.ld()).into(),
+        int(Split::of(w.in_features(), w.dtype()).segment).into(),
+    ];
+    // SAFETY: the shapes were checked: `x` is padded as the weights are, and `out` has a row for each of its rows.
+    unsafe { arena.gpu().launch(tiling.launch(n, w), &args)? };
+    Ok(out)
+}
+
+/// Fails unless `x` has the shape that a product with weights `[_, width]` reads.
+pub(crate) fn check_operand(
+    op: &'static str,
+    x: &DeviceRows,
+    width: usize,
+    dtype: WeightDtype,
+) -> Result<(), KernelError> {
+    assert_eq!(x.dtype(), dtype, "{op}: whoever made x knew what it is for");
+    check_shape(op, "x", &[x.len(), x.width(), x.ld()], &[x.len(), width, width.next_multiple_of(ROW_PAD)])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tilings_suit_the_layer() {
+        let split = |outputs, tokens| LinearTiling::Split { outputs, tokens };
+        // [rows, outputs] on 132 multiprocessors.
+        for (n, outs, tiling) in [
+            (1, 2048, split(16, 8)),
+            (8, 151936, split(32, 8)),
+            (9, 2048, split(16, 16)),
+            (33, 5120, split(32, 64)),
+            (128, 2048, split(32, 64)),
+            (300, 2048, LinearTiling::Tile { tokens: 64 }),
+            (2048, 2048, LinearTiling::Tile { tokens: 128 }),
+            (65, 151936, LinearTiling::Tile { tokens: 128 }),
+        ] {
+            assert_eq!(LinearTiling::choose(n, outs, 132), tiling, "{n} x {outs}");
+        }
+    }
+
+    #[test]
+    fn splits_are_whole_and_few() {
+        for (ins, dtype, segment, segments) in [
+            (1, WeightDtype::BF16, 4, 1),
+            (768, WeightDtype::BF16, 4, 6),
+            (2048, WeightDtype::F16, 8, 8),
+            (2880, WeightDtype::BF16, 12, 8),
+            (4096, WeightDtype::F32, 32, 8),
+        ] {
+            let split = Split::of(ins, dtype);
+            assert_eq!(split, Split { segment, segments }, "{ins}");
+            assert!(segments * split.groups() <= 8);
+        }
+    }
+}
