@@ -9,6 +9,7 @@ mod error;
 mod matrix;
 mod memory;
 mod norm;
+mod ring;
 mod rows;
 
 use std::sync::{Arc, Mutex};
@@ -19,6 +20,7 @@ pub use error::GpuError;
 pub use matrix::{DeviceMatrix, DeviceMatrixBuilder};
 pub use memory::{DeviceBuffer, PinnedBuffer, Plain};
 pub use norm::{add_rms_norm, embedding, select_rows, silu_and_mul};
+pub use ring::{DeviceRing, RowStaging, StagedRows};
 pub use rows::{DeviceRows, ROW_PAD};
 
 /// A device. A clone is the same device.

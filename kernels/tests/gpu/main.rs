@@ -6,3 +6,4 @@ mod toss;
 
 mod device;
 mod norm;
+mod ring;
