@@ -117,7 +117,7 @@ struct Block {
   jmp_buf scheduler;
   ucontext_t scheduler_context;
   std::vector<Fiber> fibers;
-  std::vector<unsigned char> stacks;
+  unsigned char* stacks;
   std::vector<Slot> slots[2];
   size_t current;
   void (*call)(void**);
@@ -166,7 +166,10 @@ inline void run(void (*call)(void**), dim3 grid, dim3 threads, size_t smem, void
   Block b;
   const size_t n = size_t(threads.x) * threads.y * threads.z;
   b.fibers.resize(n);
-  b.stacks.resize(n * STACK + 64);
+  // Kept from launch to launch: fresh pages cost more than most kernels.
+  static thread_local std::vector<unsigned char> stacks;
+  if (stacks.size() < n * STACK) stacks.resize(n * STACK);
+  b.stacks = stacks.data();
   b.slots[0].resize(n);
   b.slots[1].resize(n);
   b.call = call;
@@ -182,7 +185,7 @@ inline void run(void (*call)(void**), dim3 grid, dim3 threads, size_t smem, void
         b.smem.assign(smem + 1024, 0xFF);  // shared memory starts as rubbish, as on the chip
         for (size_t i = 0; i < n; i++) {
           Fiber& fiber = b.fibers[i];
-          fiber.start.uc_stack.ss_sp = b.stacks.data() + i * STACK;
+          fiber.start.uc_stack.ss_sp = b.stacks + i * STACK;
           fiber.start.uc_stack.ss_size = STACK;
           fiber.start.uc_link = nullptr;
           makecontext(&fiber.start, entry, 0);

@@ -16,6 +16,7 @@ mod memory;
 mod norm;
 mod plan;
 mod qkv;
+mod ring;
 mod rows;
 mod upload;
 
@@ -33,6 +34,7 @@ pub use memory::{DeviceBuffer, PinnedBuffer, Plain, bytes_of};
 pub use norm::{add_rms_norm, embedding, select_rows, silu_and_mul};
 pub use plan::{ATTENTION_SPLIT, AttentionLaunches, AttentionPlan, DecodeBucket, attention_splits};
 pub use qkv::{DeviceQkNorm, DeviceRope, qkv_rope_store};
+pub use ring::{DeviceRing, RowStaging, StagedRows};
 pub use rows::{DeviceRows, ROW_PAD};
 pub use upload::Upload;
 

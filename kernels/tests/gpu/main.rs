@@ -12,3 +12,4 @@ mod driver;
 mod linear;
 mod norm;
 mod qkv;
+mod ring;
