@@ -364,7 +364,11 @@ impl<'a> Rig<'a> {
                 BlockMove::SwapIn { host, block } => {
                     bump(&self.met.swaps_in, 1);
                     let lost = self.fault == Fault::RowLostOnSwapIn;
-                    if lost { 0 } else { self.host_rows.move_in(&mut self.ring, host, block).expect("the device works") }
+                    if lost {
+                        0
+                    } else {
+                        self.host_rows.move_in(&mut self.ring, host, block).expect("the device works")
+                    }
                 }
             };
             self.counted.moved_bytes += bytes;

@@ -1,6 +1,6 @@
 use std::str::FromStr;
 
-use crate::gpu::{Gpu, GpuError};
+use crate::gpu::{Gpu, GpuError, cuda};
 
 /// `--device`: where a model is computed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -37,21 +37,11 @@ impl DeviceChoice {
     pub fn open(self) -> Result<Option<Gpu>, GpuError> {
         match self {
             Self::Cpu => Ok(None),
-            Self::Cuda(index) => open(index).map(Some),
+            Self::Cuda(index) => cuda::open(index).map(Some),
             Self::Auto if !cfg!(feature = "cuda") => Ok(None),
-            Self::Auto => Ok(open(0).inspect_err(|error| eprintln!("{error}: using the CPU")).ok()),
+            Self::Auto => Ok(cuda::open(0).inspect_err(|error| eprintln!("{error}: using the CPU")).ok()),
         }
     }
-}
-
-#[cfg(feature = "cuda")]
-fn open(index: usize) -> Result<Gpu, GpuError> {
-    crate::gpu::cuda::open(index)
-}
-
-#[cfg(not(feature = "cuda"))]
-fn open(index: usize) -> Result<Gpu, GpuError> {
-    Err(GpuError::new(format!("open cuda:{index}"), "this build has no CUDA support; build it with --features cuda"))
 }
 
 #[cfg(test)]

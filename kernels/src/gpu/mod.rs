@@ -4,9 +4,9 @@
 //! the emulation that the tests use. Nothing but [`cuda`], with the feature of that name, needs a toolkit to build.
 
 mod arena;
+mod attention;
 mod choice;
 pub mod cuda;
-mod attention;
 mod driver;
 mod error;
 mod kv;
@@ -23,8 +23,8 @@ mod upload;
 use std::sync::{Arc, Mutex};
 
 pub use arena::{Arena, Scratch};
-pub use choice::DeviceChoice;
 pub use attention::paged_attention;
+pub use choice::DeviceChoice;
 pub use driver::{Address, Arg, CopyKind, Driver, Event, Graph, Launch, Pitched, Stream};
 pub use error::GpuError;
 pub use kv::DeviceKv;

@@ -225,7 +225,7 @@ impl RowStaging {
     ///
     /// # Errors
     /// A slot lies outside the ring, the staging memory has no room for a row, or the device refuses.
-    pub fn drain(&mut self, ring: &DeviceRing, slots: &[u32]) -> Result<StagedRows, GpuError> {
+    pub fn drain(&self, ring: &DeviceRing, slots: &[u32]) -> Result<StagedRows, GpuError> {
         if let Some(slot) = slots.iter().find(|&&slot| slot as usize >= ring.num_slots) {
             let limit = ring.num_slots;
             return Err(GpuError::new("drain", format!("slot {slot} is not below {limit}")));
@@ -404,7 +404,9 @@ impl State {
     fn put(&mut self, first: usize, bytes: &[u8]) {
         assert!(first + bytes.len() <= self.host.len(), "a range of the staging memory");
         // SAFETY: as above, and nothing reads it either.
-        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), (self.host.address() as *mut u8).add(first), bytes.len()) };
+        unsafe {
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), (self.host.address() as *mut u8).add(first), bytes.len())
+        };
     }
 
     /// Gives back the oldest ranges as far as nobody wants them and their copies have happened.

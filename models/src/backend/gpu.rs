@@ -170,12 +170,7 @@ impl Backend for GpuBackend {
         gpu::embedding(&self.arena, table, step.token_ids, step.num_rows).map_err(device)
     }
 
-    fn norm(
-        &self,
-        stream: Residual<Self>,
-        weight: &Arc<DeviceBuffer>,
-        eps: f32,
-    ) -> Result<(DeviceRows, DeviceRows)> {
+    fn norm(&self, stream: Residual<Self>, weight: &Arc<DeviceBuffer>, eps: f32) -> Result<(DeviceRows, DeviceRows)> {
         let Residual { x, addition } = stream;
         let normed = gpu::add_rms_norm(&self.arena, &x, addition.as_ref(), weight, eps, self.dtype)?;
         Ok((x, normed))
