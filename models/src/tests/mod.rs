@@ -3,15 +3,17 @@
 mod configs;
 mod forward;
 mod gguf;
+mod gpu;
 mod layouts;
 mod refusals;
 mod replay;
 
 use candle_core::Tensor;
+use moetrail_kernels::gpu::DeviceRing;
 use moetrail_kernels::{RingCells, SeqSpan};
 use tempfile::TempDir;
 
-use crate::{Checkpoint, Decoder, DtypeChoice, KvCache, Replay, StepInput};
+use crate::{Checkpoint, Decoder, DtypeChoice, KvCache, Replay, Ring, StepInput};
 use moetrail_synthetic::{Layout, Synthetic};
 
 const BLOCK_SIZE: usize = 4;
@@ -63,6 +65,8 @@ fn replayed(
         |position: usize| block_table[position / block_size] * block_size as u32 + (position % block_size) as u32;
     let mut kv = decoder.new_kv(num_blocks, block_size).unwrap();
     let mut ring = vec![u16::MAX; num_blocks * block_size * width];
+    let (moe_layers, top_k) = (config.moe_layers.len(), config.num_experts_per_tok);
+    let on_device = decoder.gpu().map(|gpu| DeviceRing::new(gpu, num_blocks * block_size, moe_layers, top_k, true).unwrap());
     let (mut logits, mut changed_cells) = (Vec::new(), Vec::new());
     for (index, tokens) in ids.chunks(chunk).enumerate() {
         let first = index * chunk;
@@ -79,10 +83,17 @@ fn replayed(
             logit_rows: &rows,
             replay: given.as_ref().map(|(row_of, ids)| Replay { row_of, ids }),
         };
-        let output = decoder.forward(&input, &mut kv, Some(RingCells::U16(&mut ring).into())).unwrap();
+        let cells = match &on_device {
+            None => RingCells::U16(&mut ring).into(),
+            Some(ring) => Ring::Device(ring),
+        };
+        let output = decoder.forward(&input, &mut kv, Some(cells)).unwrap();
         assert!(output.nan_rows.is_empty());
         logits.extend(bits(&output.logits));
         changed_cells.extend(output.changed_cells);
+    }
+    if let (Some(gpu), Some(on_device)) = (decoder.gpu(), &on_device) {
+        ring = gpu.read(on_device.address(), ring.len()).unwrap();
     }
     let ids = (0..ids.len()).map(|p| ring[slot(p) as usize * width..][..width].to_vec()).collect();
     Run { logits, ids, changed_cells }
