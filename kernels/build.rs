@@ -46,12 +46,14 @@ fn compile_all() -> Result<(), String> {
         false => Some(Compiler::find()?),
     };
     let headers: String = files("cuh").iter().map(|path| read(path)).collect();
-    let (todo, failed) = (Mutex::new(sources.clone()), Mutex::new(Vec::new()));
+    // The largest first.
+    let mut todo = sources.clone();
+    todo.sort_by_key(|path| fs::metadata(path).map_or(0, |about| about.len()));
+    let (todo, failed) = (Mutex::new(todo), Mutex::new(Vec::new()));
     let jobs = env::var("NUM_JOBS").ok().and_then(|jobs| jobs.parse().ok()).unwrap_or(1);
     std::thread::scope(|scope| {
         for _ in 0..sources.len().min(jobs) {
             scope.spawn(|| {
-                // The largest first would be better; nobody would notice.
                 while let Some(source) = { todo.lock().expect("no thread panics").pop() } {
                     if let Err(message) = compile(compiler.as_ref(), &source, &headers, &out) {
                         failed.lock().expect("no thread panics").push(message);

@@ -50,23 +50,3 @@ pub fn open(index: usize) -> Result<Gpu, GpuError> {
 fn not_built() -> GpuError {
     GpuError::new("CUDA", "this build has no GPU support: build it with `--features cuda`")
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_missing_is_said_in_one_line() {
-        for answer in [devices().map(|devices| devices.len()), open(0).map(|_| 1)] {
-            match answer {
-                Ok(count) => assert_ne!(count, 0),
-                Err(error) => {
-                    let line = error.to_string();
-                    assert!(line.starts_with("GPU: ") && !line.contains('\n'), "{line}");
-                    assert!(cfg!(feature = "cuda") || line.contains("--features cuda"), "{line}");
-                }
-            }
-        }
-        assert!(open(usize::MAX).is_err());
-    }
-}

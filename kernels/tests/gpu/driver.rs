@@ -1,7 +1,7 @@
 //! What a [`Driver`](moetrail_kernels::gpu::Driver) promises, of whichever device is tested.
 
 use moetrail_kernels::gpu::{
-    Address, Arena, CopyKind, DeviceBuffer, Gpu, Launch, PinnedBuffer, Pitched, Stream, select_rows,
+    Address, Arena, CopyKind, DeviceBuffer, Gpu, Launch, PinnedBuffer, Pitched, Stream, cuda, select_rows,
 };
 use proptest::prelude::*;
 
@@ -120,6 +120,22 @@ proptest! {
         gpu.finish(Stream::Compute).unwrap();
         copied.into_iter().for_each(|event| driver.forget(event));
     }
+}
+
+/// Where there is no device, or nothing in this build that could use it, that is said in a line.
+#[test]
+fn what_is_missing_is_said() {
+    for answer in [cuda::devices().map(|devices| devices.len()), cuda::open(0).map(|_| 1)] {
+        match answer {
+            Ok(count) => assert_ne!(count, 0),
+            Err(error) => {
+                let line = error.to_string();
+                assert!(line.starts_with("GPU: ") && !line.contains('\n'), "{line}");
+                assert!(cfg!(feature = "cuda") || line.contains("--features cuda"), "{line}");
+            }
+        }
+    }
+    assert!(cuda::open(usize::MAX).is_err());
 }
 
 /// The driver says what is wrong with a launch, and goes on.
