@@ -5,7 +5,7 @@
 //   with a running maximum; the splits' states are merged in ascending order (`Merge`).
 // - A tile is always multiplied whole. Positions a row does not see weigh exactly zero, and a tile of which it sees
 //   nothing leaves its state as it is: the maximum stays, all is multiplied by exp2(0) = 1, zeros are added.
-// - The sum of the weights is kept in quarters, one per 16 keys of the tile, so that four warps may share a tile.
+// - A tile's weights are added up in quarters of 16 keys, then the quarters in order, so that four warps may share a tile.
 // - Sums and products are spelled out (__fmaf_rn): the compiler may not fuse them in one kernel and not in the other.
 #pragma once
 #include "common.cuh"
@@ -93,7 +93,8 @@ __device__ __forceinline__ unsigned chunk_at(unsigned row, unsigned chunk) {
   return row * (HD / 8) + (HD == 32 ? chunk ^ (row / 2 % 4) : chunk ^ (row % 8));
 }
 
-// Starts to copy a tile; zeros where no pair looks, as what lies there may be NaN, and beyond the head's elements.
+// Starts to copy a tile of which some pair sees something; zeros where no pair looks, as what lies there may be NaN, and
+// beyond the head's elements. (No branches: where nothing is read, the address is that of a neighbour.)
 template <class T, unsigned HD, unsigned THREADS>
 __device__ __forceinline__ void load_tile(T* to, const T* cache, unsigned tile, const Paging& paging, Visible visible) {
   constexpr unsigned CHUNKS = HD / 8;
@@ -102,9 +103,9 @@ __device__ __forceinline__ void load_tile(T* to, const T* cache, unsigned tile, 
     const unsigned at = i * THREADS + threadIdx.x, row = at / CHUNKS, chunk = at % CHUNKS;
     if (TILE * CHUNKS % THREADS != 0 && at >= TILE * CHUNKS) break;
     const unsigned position = tile * TILE + row;
-    const bool valid = visible.has(position) && chunk * 8 < paging.head_dim;
-    const T* from = valid ? cache + paging.row(position) * paging.head_dim + chunk * 8 : cache;
-    cp_async16(to + chunk_at<HD>(row, chunk) * 8, from, valid);
+    const unsigned near = min(max(position, visible.first), visible.end - 1);
+    const T* from = cache + paging.row(near) * paging.head_dim + (chunk * 8 < paging.head_dim ? chunk * 8 : 0);
+    cp_async16(to + chunk_at<HD>(row, chunk) * 8, from, near == position && chunk * 8 < paging.head_dim);
   }
 }
 
@@ -187,9 +188,9 @@ struct Running {
   }
 };
 
-// Weights of 16 keys as the first operand of mma, and their sum over this lane's keys added to that of earlier tiles.
+// Weights of 16 keys as the first operand of mma, and the sums of this lane's.
 template <class T>
-__device__ __forceinline__ void weigh(unsigned (&p)[4], float (&sum)[2], const float (&left)[4], const float (&right)[4],
+__device__ __forceinline__ void weigh(unsigned (&p)[4], float (&quarter)[2], const float (&left)[4], const float (&right)[4],
                                       const Running& running) {
 #pragma unroll
   for (unsigned i = 0; i < 2; i++) {
@@ -199,7 +200,7 @@ __device__ __forceinline__ void weigh(unsigned (&p)[4], float (&sum)[2], const f
     const float d = exp2_approx(__fadd_rn(right[2 * i + 1], -running.base[i]));
     p[i] = pack2<T>(a, b);
     p[i + 2] = pack2<T>(c, d);
-    sum[i] = __fmaf_rn(sum[i], running.decay[i], __fadd_rn(__fadd_rn(a, b), __fadd_rn(c, d)));
+    quarter[i] = __fadd_rn(__fadd_rn(a, b), __fadd_rn(c, d));
   }
 }
 
@@ -207,10 +208,6 @@ __device__ __forceinline__ void weigh(unsigned (&p)[4], float (&sum)[2], const f
 __device__ __forceinline__ float quad_sum(float x) {
   x = __fadd_rn(x, __shfl_xor_sync(FULL_WARP, x, 1));
   return __fadd_rn(x, __shfl_xor_sync(FULL_WARP, x, 2));
-}
-
-__device__ __forceinline__ float sum_of_quarters(float a, float b, float c, float d) {
-  return __fadd_rn(__fadd_rn(__fadd_rn(a, b), c), d);
 }
 
 // The state of a row over several splits. Starting with the first split is the same as adding it to nothing.

@@ -64,7 +64,7 @@ __device__ __forceinline__ void attend_rows(T* out, const T* q, const T* k, cons
 
   Running running;
   Merge merge[2];
-  float o[HD / 8][4], sums[4][2];
+  float o[HD / 8][4], sum[2];
   bool merging = false;
   const auto reset = [&] {
     running.reset();
@@ -72,8 +72,7 @@ __device__ __forceinline__ void attend_rows(T* out, const T* q, const T* k, cons
     for (unsigned n = 0; n < HD / 8; n++)
 #pragma unroll
       for (unsigned i = 0; i < 4; i++) o[n][i] = 0.f;
-#pragma unroll
-    for (unsigned i = 0; i < 8; i++) sums[i / 2][i % 2] = 0.f;
+    sum[0] = sum[1] = 0.f;
   };
   reset();
   merge[0].reset();
@@ -89,7 +88,7 @@ __device__ __forceinline__ void attend_rows(T* out, const T* q, const T* k, cons
       float s[8][4], top[2];
 #pragma unroll
       for (unsigned i = 0; i < 32; i++) s[i / 4][i % 4] = 0.f;
-#pragma unroll
+#pragma unroll (QUERIES_IN_SHARED ? 4 : STEPS)
       for (unsigned step = 0; step < STEPS; step++) {
         if (QUERIES_IN_SHARED) {
           const uint4 at = queries[step * THREADS];
@@ -102,8 +101,16 @@ __device__ __forceinline__ void attend_rows(T* out, const T* q, const T* k, cons
       const bool whole = key >= own.all.first && key + TILE <= own.all.end;
       mask_scores(s, top, scale, key, whole, rows);
       running.raise(top);
+      float all[2], quarter[2];
+      weigh<T>(p[0], all, s[0], s[1], running);
 #pragma unroll
-      for (unsigned w = 0; w < 4; w++) weigh<T>(p[w], sums[w], s[2 * w], s[2 * w + 1], running);
+      for (unsigned w = 1; w < 4; w++) {
+        weigh<T>(p[w], quarter, s[2 * w], s[2 * w + 1], running);
+        all[0] = __fadd_rn(all[0], quarter[0]);
+        all[1] = __fadd_rn(all[1], quarter[1]);
+      }
+      sum[0] = __fmaf_rn(sum[0], running.decay[0], all[0]);
+      sum[1] = __fmaf_rn(sum[1], running.decay[1], all[1]);
 #pragma unroll
       for (unsigned n = 0; n < HD / 8; n++)
 #pragma unroll
@@ -117,9 +124,7 @@ __device__ __forceinline__ void attend_rows(T* out, const T* q, const T* k, cons
     if ((tile + 1) % TILES_OF_SPLIT != 0 && tile + 1 != end_tile) continue;
 
 #pragma unroll
-    for (unsigned i = 0; i < 2; i++)
-      merge[i].add(running.top[i], sum_of_quarters(quad_sum(sums[0][i]), quad_sum(sums[1][i]), quad_sum(sums[2][i]),
-                                                   quad_sum(sums[3][i])));
+    for (unsigned i = 0; i < 2; i++) merge[i].add(running.top[i], quad_sum(sum[i]));
     if (merging) {
 #pragma unroll
       for (unsigned n = 0; n < HD / 8; n++)
