@@ -52,7 +52,6 @@ __device__ __forceinline__ unsigned first_visible(unsigned position, unsigned wi
 // Keys first..end of a sequence.
 struct Visible {
   unsigned first, end;
-  __device__ __forceinline__ bool has(unsigned key) const { return key >= first && key < end; }
 };
 
 // Pairs from..to of an item as far as they exist: what any of them sees, and what all of them see.
@@ -122,9 +121,9 @@ __device__ __forceinline__ void query_fragment(unsigned (&a)[4], const T* low, c
   }
 }
 
-// s += a k^T for 16 * N keys from row `first` of the tile, 16 elements of the head from step * 16.
-template <class T, unsigned HD, unsigned N>
-__device__ __forceinline__ void add_scores(float (&s)[2 * N][4], const unsigned (&a)[4], const T* keys, unsigned first,
+// s += a k^T for M times 16 pairs and 16 * N keys from row `first` of the tile, 16 elements of the head from step * 16.
+template <class T, unsigned HD, unsigned M, unsigned N>
+__device__ __forceinline__ void add_scores(float (&s)[M][2 * N][4], const unsigned (&a)[M][4], const T* keys, unsigned first,
                                            unsigned step) {
   const unsigned lane = threadIdx.x % 32, row = first + lane / 16 * 8 + lane % 8, chunk = step * 2 + lane / 8 % 2;
 #pragma unroll
@@ -132,14 +131,17 @@ __device__ __forceinline__ void add_scores(float (&s)[2 * N][4], const unsigned 
     unsigned b[4];
     ldmatrix_x4(b, keys + chunk_at<HD>(row + n * 16, chunk) * 8);
     const unsigned left[2] = {b[0], b[1]}, right[2] = {b[2], b[3]};
-    mma<T>(s[2 * n], a, left);
-    mma<T>(s[2 * n + 1], a, right);
+#pragma unroll
+    for (unsigned m = 0; m < M; m++) {
+      mma<T>(s[m][2 * n], a[m], left);
+      mma<T>(s[m][2 * n + 1], a[m], right);
+    }
   }
 }
 
 // o += p v for 16 * N elements of the head: 16 from each of `first`, `first + stride`, ... (in sixteens).
-template <class T, unsigned HD, unsigned N>
-__device__ __forceinline__ void add_values(float (&o)[2 * N][4], const unsigned (&p)[4], const T* values, unsigned step,
+template <class T, unsigned HD, unsigned M, unsigned N>
+__device__ __forceinline__ void add_values(float (&o)[M][2 * N][4], const unsigned (&p)[M][4], const T* values, unsigned step,
                                            unsigned first, unsigned stride) {
   const unsigned lane = threadIdx.x % 32, row = step * 16 + lane / 8 % 2 * 8 + lane % 8;
 #pragma unroll
@@ -147,25 +149,40 @@ __device__ __forceinline__ void add_values(float (&o)[2 * N][4], const unsigned 
     unsigned b[4];
     ldmatrix_x4_trans(b, values + chunk_at<HD>(row, (first + n * stride) * 2 + lane / 16) * 8);
     const unsigned left[2] = {b[0], b[1]}, right[2] = {b[2], b[3]};
-    mma<T>(o[2 * n], p, left);
-    mma<T>(o[2 * n + 1], p, right);
+#pragma unroll
+    for (unsigned m = 0; m < M; m++) {
+      mma<T>(o[m][2 * n], p[m], left);
+      mma<T>(o[m][2 * n + 1], p[m], right);
+    }
   }
 }
 
 // From products to scores in powers of two, minus infinity where a row does not look, and each row's maximum over the
-// 8 * N keys from `key`, on all four lanes of the row.
+// 8 * N keys from `key`, on all four lanes of the row. Rows see keys up to `ends`, which is 0 where there is no row.
 template <unsigned N>
 __device__ __forceinline__ void mask_scores(float (&s)[N][4], float (&top)[2], float scale, unsigned key, bool whole,
-                                            const Visible (&rows)[2]) {
+                                            const unsigned (&ends)[2], unsigned window) {
   const unsigned first = key + threadIdx.x % 4 * 2;
   top[0] = top[1] = minus_infinity();
 #pragma unroll
   for (unsigned n = 0; n < N; n++)
 #pragma unroll
+    for (unsigned i = 0; i < 4; i++) s[n][i] = __fmul_rn(s[n][i], scale);
+  if (!whole) {
+#pragma unroll
     for (unsigned i = 0; i < 4; i++) {
-      s[n][i] = whole || rows[i / 2].has(first + n * 8 + i % 2) ? __fmul_rn(s[n][i], scale) : minus_infinity();
-      top[i / 2] = fmaxf(top[i / 2], s[n][i]);
+      const unsigned end = ends[i / 2], begin = end > window ? end - window : 0;
+#pragma unroll
+      for (unsigned n = 0; n < N; n++) {
+        const unsigned at = first + n * 8 + i % 2;
+        if (at < begin || at >= end) s[n][i] = minus_infinity();
+      }
     }
+  }
+#pragma unroll
+  for (unsigned n = 0; n < N; n++)
+#pragma unroll
+    for (unsigned i = 0; i < 4; i++) top[i / 2] = fmaxf(top[i / 2], s[n][i]);
 #pragma unroll
   for (unsigned i = 0; i < 2; i++) {
     top[i] = fmaxf(top[i], __shfl_xor_sync(FULL_WARP, top[i], 1));
