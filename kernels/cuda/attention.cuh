@@ -5,7 +5,7 @@
 //   with a running maximum; the splits' states are merged in ascending order (`Merge`).
 // - A tile is always multiplied whole. Positions a row does not see weigh exactly zero, and a tile of which it sees
 //   nothing leaves its state as it is: the maximum stays, all is multiplied by exp2(0) = 1, zeros are added.
-// - The sum of the weights is kept in quarters, one per 16 keys of the tile, so that four warps may share a tile.
+// - A tile's weights are added up in quarters of 16 keys, then the quarters in order, so that four warps may share a tile.
 // - Sums and products are spelled out (__fmaf_rn): the compiler may not fuse them in one kernel and not in the other.
 #pragma once
 #include "common.cuh"
@@ -52,7 +52,6 @@ __device__ __forceinline__ unsigned first_visible(unsigned position, unsigned wi
 // Keys first..end of a sequence.
 struct Visible {
   unsigned first, end;
-  __device__ __forceinline__ bool has(unsigned key) const { return key >= first && key < end; }
 };
 
 // Pairs from..to of an item as far as they exist: what any of them sees, and what all of them see.
@@ -93,7 +92,8 @@ __device__ __forceinline__ unsigned chunk_at(unsigned row, unsigned chunk) {
   return row * (HD / 8) + (HD == 32 ? chunk ^ (row / 2 % 4) : chunk ^ (row % 8));
 }
 
-// Starts to copy a tile; zeros where no pair looks, as what lies there may be NaN, and beyond the head's elements.
+// Starts to copy a tile of which some pair sees something; zeros where no pair looks, as what lies there may be NaN, and
+// beyond the head's elements. (No branches: where nothing is read, the address is that of a neighbour.)
 template <class T, unsigned HD, unsigned THREADS>
 __device__ __forceinline__ void load_tile(T* to, const T* cache, unsigned tile, const Paging& paging, Visible visible) {
   constexpr unsigned CHUNKS = HD / 8;
@@ -102,9 +102,9 @@ __device__ __forceinline__ void load_tile(T* to, const T* cache, unsigned tile, 
     const unsigned at = i * THREADS + threadIdx.x, row = at / CHUNKS, chunk = at % CHUNKS;
     if (TILE * CHUNKS % THREADS != 0 && at >= TILE * CHUNKS) break;
     const unsigned position = tile * TILE + row;
-    const bool valid = visible.has(position) && chunk * 8 < paging.head_dim;
-    const T* from = valid ? cache + paging.row(position) * paging.head_dim + chunk * 8 : cache;
-    cp_async16(to + chunk_at<HD>(row, chunk) * 8, from, valid);
+    const unsigned near = min(max(position, visible.first), visible.end - 1);
+    const T* from = cache + paging.row(near) * paging.head_dim + (chunk * 8 < paging.head_dim ? chunk * 8 : 0);
+    cp_async16(to + chunk_at<HD>(row, chunk) * 8, from, near == position && chunk * 8 < paging.head_dim);
   }
 }
 
@@ -121,9 +121,9 @@ __device__ __forceinline__ void query_fragment(unsigned (&a)[4], const T* low, c
   }
 }
 
-// s += a k^T for 16 * N keys from row `first` of the tile, 16 elements of the head from step * 16.
-template <class T, unsigned HD, unsigned N>
-__device__ __forceinline__ void add_scores(float (&s)[2 * N][4], const unsigned (&a)[4], const T* keys, unsigned first,
+// s += a k^T for M times 16 pairs and 16 * N keys from row `first` of the tile, 16 elements of the head from step * 16.
+template <class T, unsigned HD, unsigned M, unsigned N>
+__device__ __forceinline__ void add_scores(float (&s)[M][2 * N][4], const unsigned (&a)[M][4], const T* keys, unsigned first,
                                            unsigned step) {
   const unsigned lane = threadIdx.x % 32, row = first + lane / 16 * 8 + lane % 8, chunk = step * 2 + lane / 8 % 2;
 #pragma unroll
@@ -131,14 +131,17 @@ __device__ __forceinline__ void add_scores(float (&s)[2 * N][4], const unsigned 
     unsigned b[4];
     ldmatrix_x4(b, keys + chunk_at<HD>(row + n * 16, chunk) * 8);
     const unsigned left[2] = {b[0], b[1]}, right[2] = {b[2], b[3]};
-    mma<T>(s[2 * n], a, left);
-    mma<T>(s[2 * n + 1], a, right);
+#pragma unroll
+    for (unsigned m = 0; m < M; m++) {
+      mma<T>(s[m][2 * n], a[m], left);
+      mma<T>(s[m][2 * n + 1], a[m], right);
+    }
   }
 }
 
 // o += p v for 16 * N elements of the head: 16 from each of `first`, `first + stride`, ... (in sixteens).
-template <class T, unsigned HD, unsigned N>
-__device__ __forceinline__ void add_values(float (&o)[2 * N][4], const unsigned (&p)[4], const T* values, unsigned step,
+template <class T, unsigned HD, unsigned M, unsigned N>
+__device__ __forceinline__ void add_values(float (&o)[M][2 * N][4], const unsigned (&p)[M][4], const T* values, unsigned step,
                                            unsigned first, unsigned stride) {
   const unsigned lane = threadIdx.x % 32, row = step * 16 + lane / 8 % 2 * 8 + lane % 8;
 #pragma unroll
@@ -146,25 +149,40 @@ __device__ __forceinline__ void add_values(float (&o)[2 * N][4], const unsigned 
     unsigned b[4];
     ldmatrix_x4_trans(b, values + chunk_at<HD>(row, (first + n * stride) * 2 + lane / 16) * 8);
     const unsigned left[2] = {b[0], b[1]}, right[2] = {b[2], b[3]};
-    mma<T>(o[2 * n], p, left);
-    mma<T>(o[2 * n + 1], p, right);
+#pragma unroll
+    for (unsigned m = 0; m < M; m++) {
+      mma<T>(o[m][2 * n], p[m], left);
+      mma<T>(o[m][2 * n + 1], p[m], right);
+    }
   }
 }
 
 // From products to scores in powers of two, minus infinity where a row does not look, and each row's maximum over the
-// 8 * N keys from `key`, on all four lanes of the row.
+// 8 * N keys from `key`, on all four lanes of the row. Rows see keys up to `ends`, which is 0 where there is no row.
 template <unsigned N>
 __device__ __forceinline__ void mask_scores(float (&s)[N][4], float (&top)[2], float scale, unsigned key, bool whole,
-                                            const Visible (&rows)[2]) {
+                                            const unsigned (&ends)[2], unsigned window) {
   const unsigned first = key + threadIdx.x % 4 * 2;
   top[0] = top[1] = minus_infinity();
 #pragma unroll
   for (unsigned n = 0; n < N; n++)
 #pragma unroll
+    for (unsigned i = 0; i < 4; i++) s[n][i] = __fmul_rn(s[n][i], scale);
+  if (!whole) {
+#pragma unroll
     for (unsigned i = 0; i < 4; i++) {
-      s[n][i] = whole || rows[i / 2].has(first + n * 8 + i % 2) ? __fmul_rn(s[n][i], scale) : minus_infinity();
-      top[i / 2] = fmaxf(top[i / 2], s[n][i]);
+      const unsigned end = ends[i / 2], begin = end > window ? end - window : 0;
+#pragma unroll
+      for (unsigned n = 0; n < N; n++) {
+        const unsigned at = first + n * 8 + i % 2;
+        if (at < begin || at >= end) s[n][i] = minus_infinity();
+      }
     }
+  }
+#pragma unroll
+  for (unsigned n = 0; n < N; n++)
+#pragma unroll
+    for (unsigned i = 0; i < 4; i++) top[i / 2] = fmaxf(top[i / 2], s[n][i]);
 #pragma unroll
   for (unsigned i = 0; i < 2; i++) {
     top[i] = fmaxf(top[i], __shfl_xor_sync(FULL_WARP, top[i], 1));
@@ -187,9 +205,9 @@ struct Running {
   }
 };
 
-// Weights of 16 keys as the first operand of mma, and their sum over this lane's keys added to that of earlier tiles.
+// Weights of 16 keys as the first operand of mma, and the sums of this lane's.
 template <class T>
-__device__ __forceinline__ void weigh(unsigned (&p)[4], float (&sum)[2], const float (&left)[4], const float (&right)[4],
+__device__ __forceinline__ void weigh(unsigned (&p)[4], float (&quarter)[2], const float (&left)[4], const float (&right)[4],
                                       const Running& running) {
 #pragma unroll
   for (unsigned i = 0; i < 2; i++) {
@@ -199,7 +217,7 @@ __device__ __forceinline__ void weigh(unsigned (&p)[4], float (&sum)[2], const f
     const float d = exp2_approx(__fadd_rn(right[2 * i + 1], -running.base[i]));
     p[i] = pack2<T>(a, b);
     p[i + 2] = pack2<T>(c, d);
-    sum[i] = __fmaf_rn(sum[i], running.decay[i], __fadd_rn(__fadd_rn(a, b), __fadd_rn(c, d)));
+    quarter[i] = __fadd_rn(__fadd_rn(a, b), __fadd_rn(c, d));
   }
 }
 
@@ -207,10 +225,6 @@ __device__ __forceinline__ void weigh(unsigned (&p)[4], float (&sum)[2], const f
 __device__ __forceinline__ float quad_sum(float x) {
   x = __fadd_rn(x, __shfl_xor_sync(FULL_WARP, x, 1));
   return __fadd_rn(x, __shfl_xor_sync(FULL_WARP, x, 2));
-}
-
-__device__ __forceinline__ float sum_of_quarters(float a, float b, float c, float d) {
-  return __fadd_rn(__fadd_rn(__fadd_rn(a, b), c), d);
 }
 
 // The state of a row over several splits. Starting with the first split is the same as adding it to nothing.

@@ -14,7 +14,8 @@ __device__ __forceinline__ void attend_split(T* out, float* partial, const T* q,
                                              unsigned shift, float scale, unsigned window, unsigned pairs) {
   constexpr unsigned STEPS = HD / 16, PARTS = (STEPS + WARPS - 1) / WARPS;
   __shared__ uint4 weights[WARPS][32];
-  __shared__ float tops[WARPS][LANE_PAIRS], sums[WARPS][LANE_PAIRS];
+  __shared__ float2 quarters[WARPS][32];
+  __shared__ float tops[WARPS][LANE_PAIRS];
   DYN_SMEM(T, tiles);
 
   const unsigned kv_head = blockIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4;
@@ -24,18 +25,18 @@ __device__ __forceinline__ void attend_split(T* out, float* partial, const T* q,
   const PairRange own(item, item.first_pair, LANE_PAIRS, group, window);
   const Paging paging{words + item.table, kv_heads, kv_head, head_dim, block_size, magic, shift};
 
-  unsigned a[STEPS][4];
-  Visible rows[2];
+  unsigned a[STEPS][1][4];
+  unsigned ends[2];
   {
     const T* from[2];
 #pragma unroll
     for (unsigned i = 0; i < 2; i++) {
       const unsigned pair = item.first_pair + g + i * 8;
-      rows[i] = PairRange(item, pair, 1, group, window).any;
+      ends[i] = pair < own.to ? item.first_position + pair / group + 1 : 0;
       from[i] = pair < own.to ? q + PairPlace(item, pair, kv_head, kv_heads, group, head_dim, ld).at : nullptr;
     }
 #pragma unroll
-    for (unsigned step = 0; step < STEPS; step++) query_fragment(a[step], from[0], from[1], step * 16, head_dim);
+    for (unsigned step = 0; step < STEPS; step++) query_fragment(a[step][0], from[0], from[1], step * 16, head_dim);
   }
 
   const unsigned first_tile = max(own.any.first / TILE, split * TILES_OF_SPLIT);
@@ -59,19 +60,19 @@ __device__ __forceinline__ void attend_split(T* out, float* partial, const T* q,
   };
 
   Running running;
-  float o[2 * PARTS][4], sum[2] = {0.f, 0.f};
+  float o[1][2 * PARTS][4], sum[2] = {0.f, 0.f};
   running.reset();
 #pragma unroll
-  for (unsigned i = 0; i < 8 * PARTS; i++) o[i / 4][i % 4] = 0.f;
+  for (unsigned i = 0; i < 8 * PARTS; i++) o[0][i / 4][i % 4] = 0.f;
 
   for (unsigned tile = first_tile; tile < end_tile; tile++) {
     const unsigned key = tile * TILE;
     const T* stage = next_stage(2 * tile);
-    float s[2][4] = {{0.f, 0.f, 0.f, 0.f}, {0.f, 0.f, 0.f, 0.f}}, top[2];
+    float s[1][2][4] = {{{0.f, 0.f, 0.f, 0.f}, {0.f, 0.f, 0.f, 0.f}}}, top[2];
 #pragma unroll
-    for (unsigned step = 0; step < STEPS; step++) add_scores<T, HD, 1>(s, a[step], stage, warp * 16, step);
+    for (unsigned step = 0; step < STEPS; step++) add_scores<T, HD, 1, 1>(s, a[step], stage, warp * 16, step);
     const bool whole = key >= own.all.first && key + TILE <= own.all.end;
-    mask_scores(s, top, scale, key + warp * 16, whole, rows);
+    mask_scores(s[0], top, scale, key + warp * 16, whole, ends, window);
     // `tops` of the tile before was read before the barrier of its values.
     if (lane % 4 == 0) {
       tops[warp][g] = top[0];
@@ -83,51 +84,57 @@ __device__ __forceinline__ void attend_split(T* out, float* partial, const T* q,
       top[i] = fmaxf(fmaxf(tops[0][g + i * 8], tops[1][g + i * 8]), fmaxf(tops[2][g + i * 8], tops[3][g + i * 8]));
     running.raise(top);
     unsigned p[4];
-    weigh<T>(p, sum, s[0], s[1], running);
-    // `weights` of the tile before were read before the barrier above.
+    float quarter[2];
+    weigh<T>(p, quarter, s[0][0], s[0][1], running);
+    // What the tile before left here was read before the barrier above.
     weights[warp][lane] = make_uint4(p[0], p[1], p[2], p[3]);
+    quarters[warp][lane] = make_float2(quarter[0], quarter[1]);
 #pragma unroll
-    for (unsigned i = 0; i < 8 * PARTS; i++) o[i / 4][i % 4] = __fmul_rn(o[i / 4][i % 4], running.decay[i % 4 / 2]);
+    for (unsigned i = 0; i < 8 * PARTS; i++) o[0][i / 4][i % 4] = __fmul_rn(o[0][i / 4][i % 4], running.decay[i % 4 / 2]);
     stage = next_stage(2 * tile + 1);
+    float2 all = quarters[0][lane];
+#pragma unroll
+    for (unsigned w = 1; w < WARPS; w++) {
+      all.x = __fadd_rn(all.x, quarters[w][lane].x);
+      all.y = __fadd_rn(all.y, quarters[w][lane].y);
+    }
+    sum[0] = __fmaf_rn(sum[0], running.decay[0], all.x);
+    sum[1] = __fmaf_rn(sum[1], running.decay[1], all.y);
     if (warp < STEPS) {
 #pragma unroll
       for (unsigned w = 0; w < WARPS; w++) {
         const uint4 at = weights[w][lane];
-        const unsigned from[4] = {at.x, at.y, at.z, at.w};
-        add_values<T, HD, PARTS>(o, from, stage, w, warp, WARPS);
+        const unsigned from[1][4] = {{at.x, at.y, at.z, at.w}};
+        add_values<T, HD, 1, PARTS>(o, from, stage, w, warp, WARPS);
       }
     }
   }
   cp_async_wait<0>();
 
-#pragma unroll
-  for (unsigned i = 0; i < 2; i++) {
-    sum[i] = quad_sum(sum[i]);
-    if (lane % 4 == 0) sums[warp][g + i * 8] = sum[i];
-  }
-  __syncthreads();
+  // Every warp has the sums of all.
+  sum[0] = quad_sum(sum[0]);
+  sum[1] = quad_sum(sum[1]);
   if (warp >= STEPS) return;
 #pragma unroll
   for (unsigned i = 0; i < 2; i++) {
     const unsigned r = g + i * 8, pair = item.first_pair + r;
     // The one row of padding has pairs too, which see nothing.
     if (r >= pairs || pair >= max(item.rows, 1u) * group) continue;
-    const float all = sum_of_quarters(sums[0][r], sums[1][r], sums[2][r], sums[3][r]);
     const PairPlace place(item, pair, kv_head, kv_heads, group, head_dim, ld);
-    const float by = inverse(all);
+    const float by = inverse(sum[i]);
     float* to = partial + ((size_t(blockIdx.y) * kv_heads + kv_head) * pairs + r) * (head_dim + 2);
     if (item.splits != 1 && warp == 0 && lane % 4 == 0) {
       to[head_dim] = running.top[i];
-      to[head_dim + 1] = all;
+      to[head_dim + 1] = sum[i];
     }
 #pragma unroll
     for (unsigned n = 0; n < 2 * PARTS; n++) {
       const unsigned col = ((n / 2 * WARPS + warp) * 2 + n % 2) * 8 + lane % 4 * 2;
       if (col >= head_dim) continue;
       if (item.splits == 1) {
-        *reinterpret_cast<unsigned*>(out + place.at + col) = pack2<T>(attended(o[n][2 * i], by), attended(o[n][2 * i + 1], by));
+        *reinterpret_cast<unsigned*>(out + place.at + col) = pack2<T>(attended(o[0][n][2 * i], by), attended(o[0][n][2 * i + 1], by));
       } else {
-        *reinterpret_cast<float2*>(to + col) = make_float2(o[n][2 * i], o[n][2 * i + 1]);
+        *reinterpret_cast<float2*>(to + col) = make_float2(o[0][n][2 * i], o[0][n][2 * i + 1]);
       }
     }
     if (item.splits == 1 && place.last && warp == 0)

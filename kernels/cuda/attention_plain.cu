@@ -11,7 +11,7 @@ __device__ __forceinline__ void attend_plain(T* out, const T* q, const T* k, con
                                              unsigned ld, unsigned block_size, unsigned magic, unsigned shift, float scale,
                                              unsigned window) {
   __shared__ float weights[WARPS][32], tops[WARPS], sums[WARPS];
-  __shared__ unsigned long long places[WARPS][32];
+  __shared__ size_t places[WARPS][32];
   DYN_SMEM(float, query);
   const unsigned head = blockIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const Item item = item_at(items, blockIdx.y);
@@ -29,7 +29,7 @@ __device__ __forceinline__ void attend_plain(T* out, const T* q, const T* k, con
   for (unsigned first = visible.first + warp * 32; first < visible.end; first += WARPS * 32) {
     const unsigned key = first + lane, count = min(visible.end - first, 32u);
     float score = minus_infinity();
-    unsigned long long place = 0;
+    size_t place = 0;
     if (lane < count) {
       place = paging.row(key) * head_dim;
       float dot = 0.f;
@@ -71,7 +71,7 @@ __device__ __forceinline__ void attend_plain(T* out, const T* q, const T* k, con
 }
 
 #define FOR_TYPE(T, suffix)                                                                                            \
-  extern "C" __global__ void __launch_bounds__(WARPS * 32) attention_plain_##suffix(                                   \
+  extern "C" __global__ void __launch_bounds__(WARPS * 32, 8) attention_plain_##suffix(                                   \
       T* __restrict__ out, const T* __restrict__ q, const T* __restrict__ k, const T* __restrict__ v,                  \
       const unsigned* __restrict__ words, const unsigned* __restrict__ items, unsigned kv_heads, unsigned group,       \
       unsigned head_dim, unsigned ld, unsigned block_size, unsigned magic, unsigned shift, float scale,                \

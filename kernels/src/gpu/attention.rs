@@ -1,7 +1,7 @@
 use crate::attention::AttentionShape;
 use crate::error::{KernelError, check_index, check_shape};
 use crate::gpu::kv::BlockDivision;
-use crate::gpu::plan::{padded_head, whole_warps};
+use crate::gpu::plan::{padded_head, prefill_layout, tile_bytes};
 use crate::gpu::rows::{by_dtype, int};
 use crate::gpu::{Address, Arena, Arg, AttentionPlan, DeviceKv, DeviceRows, Launch};
 use crate::weights::WeightDtype;
@@ -63,13 +63,13 @@ pub fn paged_attention(
     }
     let Some(width) = padded_head(shape, kv) else { return Ok(out) };
     if launches.whole_items > 0 {
-        let threads = whole_warps(shape) * 32;
-        let (buffers, queries) = if width <= 128 { (4, 0) } else { (2, width / 16 * threads * 16) };
-        let merged = if launches.merge { width / 2 * threads * 4 } else { 0 };
-        let shared = buffers * tile_bytes(width) + queries + merged;
-        let items = items_at(launches.split_items);
-        let args = [&operands[..], &[items.into()], &sizes].concat();
-        launch(whole_kernel(dtype, width), kv_heads, launches.whole_items, int(threads), shared, &args)?;
+        let layout = prefill_layout(width);
+        let merged = launches.whole_items * shape.kv_heads * layout.pairs * width * 4;
+        let merged = if launches.merge { Some(arena.take(merged)?) } else { None };
+        let merged_at: Arg = merged.as_ref().map_or(Address::NULL, |merged| merged.address()).into();
+        let items: Arg = items_at(launches.split_items).into();
+        let args = [&operands[..1], &[merged_at], &operands[1..], &[items], &sizes].concat();
+        launch(prefill_kernel(dtype, width), kv_heads, launches.whole_items, 128, layout.shared, &args)?;
     }
     if launches.split_items > 0 {
         let partials = launches.entries * shape.kv_heads * launches.pairs * (shape.head_dim + 2);
@@ -91,12 +91,7 @@ pub fn paged_attention(
     Ok(out)
 }
 
-/// Bytes of the keys or values of a tile.
-fn tile_bytes(width: usize) -> usize {
-    64 * width * 2
-}
-
-fn whole_kernel(dtype: WeightDtype, width: usize) -> &'static str {
+fn prefill_kernel(dtype: WeightDtype, width: usize) -> &'static str {
     let [bf16, f16] = match width {
         32 => ["attention_prefill_bf16_32", "attention_prefill_f16_32"],
         64 => ["attention_prefill_bf16_64", "attention_prefill_f16_64"],

@@ -127,8 +127,10 @@ impl AttentionPlan {
     /// The plan of a step with any rows, in ascending order. Rows that no sequence names are left alone.
     pub fn new(shape: &AttentionShape, kv: &DeviceKv, seqs: &[SeqSpan<'_>]) -> Result<AttentionPlan, KernelError> {
         check(shape, kv, seqs)?;
-        let tensor_cores = padded_head(shape, kv).is_some();
+        let width = padded_head(shape, kv);
+        let tensor_cores = width.is_some();
         let group = shape.group();
+        let at_once = width.map_or(group, |width| prefill_layout(width).pairs);
         let (mut few, mut many) = (Vec::new(), Vec::new());
         for (index, seq) in seqs.iter().enumerate() {
             let pairs = seq.rows.len() * group;
@@ -137,12 +139,11 @@ impl AttentionPlan {
             } else if pairs <= SPLIT_PAIRS.max(group) {
                 few.extend((0..pairs).step_by(WARP_PAIRS).map(|pair| Draft::new(shape, seq, index, pair, WARP_PAIRS)));
             } else {
-                let at_once = whole_pairs(shape);
                 many.extend((0..pairs).step_by(at_once).map(|pair| Draft::new(shape, seq, index, pair, at_once)));
             }
         }
         // Long ones first, so that the last to run are short.
-        many.sort_by_key(|draft| Reverse(draft.keys(shape, whole_pairs(shape))));
+        many.sort_by_key(|draft| Reverse(draft.keys(shape, at_once)));
         let entries = if tensor_cores { few.iter().map(|draft| draft.splits).sum() } else { 0 };
         let tables: Vec<&[u32]> = seqs.iter().map(|seq| used_table(seq, kv.block_size())).collect();
         let rows = seqs.iter().map(|seq| seq.rows.end).max().unwrap_or(0);
@@ -339,13 +340,23 @@ pub(crate) fn padded_head(shape: &AttentionShape, kv: &DeviceKv) -> Option<usize
     (kv.dtype() != WeightDtype::F32 && shape.head_dim % 8 == 0 && shape.head_dim > 0).then_some(width)
 }
 
-/// Warps of a block that attends whole contexts: as the kernels were instantiated.
-pub(crate) fn whole_warps(shape: &AttentionShape) -> usize {
-    if shape.head_dim <= 128 { 8 } else { 4 }
+/// Bytes of the keys or values of a tile.
+pub(crate) fn tile_bytes(width: usize) -> usize {
+    TILE * width * 2
 }
 
-fn whole_pairs(shape: &AttentionShape) -> usize {
-    whole_warps(shape) * WARP_PAIRS
+/// A block that attends whole contexts, as the kernels for heads of a width were instantiated.
+pub(crate) struct PrefillLayout {
+    /// (Row, head) pairs.
+    pub(crate) pairs: usize,
+    /// Bytes of shared memory: tiles, and the queries of wide heads.
+    pub(crate) shared: usize,
+}
+
+pub(crate) fn prefill_layout(width: usize) -> PrefillLayout {
+    let pairs = if width <= 128 { 128 } else { 64 };
+    let shared = if width < 128 { 4 * tile_bytes(width) } else { 2 * tile_bytes(width) + pairs * width * 2 };
+    PrefillLayout { pairs, shared }
 }
 
 fn check(shape: &AttentionShape, kv: &DeviceKv, seqs: &[SeqSpan<'_>]) -> Result<(), KernelError> {
