@@ -6,6 +6,8 @@
 mod arena;
 mod driver;
 mod error;
+mod expert_ffn;
+mod experts;
 mod linear;
 mod matrix;
 mod memory;
@@ -17,6 +19,8 @@ use std::sync::{Arc, Mutex};
 pub use arena::{Arena, Scratch};
 pub use driver::{Address, Arg, CopyKind, Driver, Event, Graph, Launch, Pitched, Stream};
 pub use error::GpuError;
+pub use expert_ffn::{ExpertTiling, expert_ffn, expert_ffn_tiled};
+pub use experts::{DeviceExperts, DeviceExpertsBuilder};
 pub use linear::{LinearTiling, linear, linear_tiled};
 pub use matrix::{DeviceMatrix, DeviceMatrixBuilder};
 pub use memory::{DeviceBuffer, PinnedBuffer, Plain};

@@ -5,5 +5,6 @@
 mod toss;
 
 mod device;
+mod experts;
 mod linear;
 mod norm;
