@@ -2,7 +2,7 @@
 // through gate, up and down; then each token's pairs are summed.
 #include "gemm.cuh"
 
-// What a block works on: pairs sorted[first .. first + count] of an expert. A tile without pairs is none.
+// What a block works on: `count` pairs of an expert, before which `first` pairs are sorted. A tile without pairs is none.
 struct alignas(16) ExpertTile {
   unsigned expert, first, count, unused;
 };
@@ -28,9 +28,10 @@ __device__ __forceinline__ unsigned sum_before(unsigned value, unsigned* part, u
   return before + sum - value;
 }
 
-// sorted u32 [pairs]: pairs by ascending expert, ascending within one. tiles [max_tiles]: every expert's pairs, at most
-// `tile` at once; the rest are empty. Pairs whose id is not below `num_experts` are left out. One block, of at least
-// `num_experts` threads; shared memory for warps * num_experts numbers.
+// sorted u32 [max_tiles, tile]: each tile's pairs, with a gap where they are fewer: so a block finds them without having
+// read its tile. tiles [max_tiles]: by ascending expert, pairs ascending within one; those without pairs come last. Pairs
+// whose id is not below `num_experts` are left out. One block, of at least `num_experts` threads; shared memory for
+// warps * num_experts numbers.
 extern "C" __global__ void __launch_bounds__(1024)
     moe_align(unsigned* __restrict__ sorted, ExpertTile* __restrict__ tiles, const unsigned* __restrict__ topk_ids,
               unsigned pairs, unsigned num_experts, unsigned tile, unsigned max_tiles) {
@@ -63,7 +64,7 @@ extern "C" __global__ void __launch_bounds__(1024)
   const unsigned first = sum_before(total, part, all_pairs);
   const unsigned first_tile = sum_before(ceil_div(total, tile), part, all_tiles);
   if (expert < num_experts) {
-    for (unsigned i = 0; i < warps; i++) counts[i * num_experts + expert] += first;
+    for (unsigned i = 0; i < warps; i++) counts[i * num_experts + expert] += first_tile * tile;
     for (unsigned i = 0; i * tile < total; i++)
       tiles[first_tile + i] = {expert, first + i * tile, umin(tile, total - i * tile), 0};
   }
@@ -97,6 +98,7 @@ struct GatedMid {
   static constexpr unsigned PANELS = 2;
   T* mid;
   unsigned ld, first, count;
+  __device__ __forceinline__ void prepare() const {}
   __device__ __forceinline__ void put(unsigned panel, unsigned tile, const float (&sums)[2][4]) const {
     const unsigned lane = threadIdx.x % 32;
 #pragma unroll
@@ -109,36 +111,55 @@ struct GatedMid {
   }
 };
 
-// parts[sorted[pair]] = weight * sums, f32 [pairs, hidden] in the order of (token, k).
+// parts[pair] = weight * sums, f32 [pairs, hidden] in the order of (token, k).
 struct WeightedPart {
   static constexpr unsigned PANELS = 1;
   float* parts;
-  const unsigned* pairs;  // of the tile
   const float* topk_weights;
   unsigned hidden, count;
+  unsigned pair;  // of this thread in the tile, if there are so many
+  unsigned* pairs;  // of the tile, in shared memory
+  float* weights;
+  __device__ __forceinline__ void prepare() const {
+    if (threadIdx.x < count) {
+      pairs[threadIdx.x] = pair;
+      weights[threadIdx.x] = topk_weights[pair];
+    }
+  }
   __device__ __forceinline__ void put(unsigned panel, unsigned tile, const float (&sums)[1][4]) const {
     const unsigned lane = threadIdx.x % 32;
 #pragma unroll
     for (unsigned c = 0; c < 2; c++) {
       const unsigned i = tile * 8 + lane % 4 * 2 + c;
       if (i >= count) continue;
-      const unsigned pair = pairs[i];
-      const float weight = topk_weights[pair];
+      float* part = parts + size_t(pairs[i]) * hidden;
 #pragma unroll
       for (unsigned h = 0; h < 2; h++) {
         const unsigned feature = panel * 16 + lane / 4 + h * 8;
-        if (feature < hidden) parts[size_t(pair) * hidden + feature] = sums[0][2 * h + c] * weight;
+        if (feature < hidden) part[feature] = sums[0][2 * h + c] * weights[i];
       }
     }
   }
 };
 
-// The operand's row of each pair.
+// The operand's row of each pair. A thread's pairs are read before it is known whether they are there.
+template <unsigned SLOTS>
 struct TokenOfPair {
-  const unsigned* pairs;  // of the tile
-  unsigned count, top_k;
-  __device__ __forceinline__ unsigned operator()(unsigned i) const { return i < count ? pairs[i] / top_k : NO_ROW; }
+  unsigned pair[SLOTS], count, top_k;
+  // The thread's slots are `step` apart from `pairs` on.
+  __device__ __forceinline__ TokenOfPair(const unsigned* pairs, unsigned step, unsigned top_k) : count(0), top_k(top_k) {
+#pragma unroll
+    for (unsigned i = 0; i < SLOTS; i++) pair[i] = load_now(pairs + i * step);
+  }
+  __device__ __forceinline__ unsigned operator()(unsigned slot, unsigned i) const {
+    return i < count ? pair[slot] / top_k : NO_ROW;
+  }
 };
+
+__device__ __forceinline__ ExpertTile tile_of(const ExpertTile* tiles) {
+  const uint4 v = load_stream(tiles + blockIdx.y);
+  return {v.x, v.y, v.z, v.w};
+}
 
 __device__ __forceinline__ Weights weights_of(const void* experts, unsigned expert, unsigned panels, unsigned row_bytes,
                                               unsigned segment) {
@@ -147,57 +168,65 @@ __device__ __forceinline__ Weights weights_of(const void* experts, unsigned expe
           segment};
 }
 
-// Blocks: the panels of an expert along x, tiles along y.
-#define UP(name, min_blocks, T, product)                                                                               \
+// Blocks: the panels of an expert along x, tiles of PAIRS pairs along y. A thread asks for SLOTS tokens, the first of them
+// FIRST, the others STEP apart.
+#define UP(name, min_blocks, T, PAIRS, SLOTS, FIRST, STEP, product)                                                    \
   extern "C" __global__ void __launch_bounds__(256, min_blocks)                                                        \
       name(T* __restrict__ mid, const T* __restrict__ x, const T* __restrict__ gate_up,                                \
            const ExpertTile* __restrict__ tiles, const unsigned* __restrict__ sorted, unsigned top_k, unsigned ld,     \
            unsigned inter, unsigned mid_ld, unsigned segment) {                                                        \
     DYN_SMEM(unsigned char, smem);                                                                                     \
-    const ExpertTile tile = tiles[blockIdx.y];                                                                         \
+    TokenOfPair<SLOTS> rows(sorted + size_t(blockIdx.y) * (PAIRS) + (FIRST), STEP, top_k);                             \
+    const ExpertTile tile = tile_of(tiles);                                                                            \
     if (tile.count == 0) return;                                                                                       \
+    rows.count = tile.count;                                                                                           \
     const unsigned row_bytes = ld * sizeof(T);                                                                         \
     const Weights w = weights_of(gate_up, tile.expert, ceil_div(inter, 16) * 2, row_bytes, segment);                   \
     const Tokens tokens{reinterpret_cast<const unsigned char*>(x), row_bytes};                                         \
-    const TokenOfPair rows{sorted + tile.first, tile.count, top_k};                                                    \
     const GatedMid<T> out{mid, mid_ld, tile.first, tile.count};                                                        \
     product;                                                                                                           \
   }                                                                                                                    \
   EXPORT_KERNEL(name)
 
-#define DOWN(name, min_blocks, T, product)                                                                             \
+#define DOWN(name, min_blocks, T, PAIRS, product)                                                                      \
   extern "C" __global__ void __launch_bounds__(256, min_blocks)                                                        \
       name(float* __restrict__ parts, const T* __restrict__ mid, const T* __restrict__ down,                           \
            const ExpertTile* __restrict__ tiles, const unsigned* __restrict__ sorted,                                  \
            const float* __restrict__ topk_weights, unsigned hidden, unsigned mid_ld, unsigned segment) {               \
     DYN_SMEM(unsigned char, smem);                                                                                     \
-    const ExpertTile tile = tiles[blockIdx.y];                                                                         \
+    __shared__ unsigned pairs[PAIRS];                                                                                  \
+    __shared__ float weights[PAIRS];                                                                                   \
+    const unsigned pair = load_now(sorted + size_t(blockIdx.y) * (PAIRS) + threadIdx.x % (PAIRS));                     \
+    const ExpertTile tile = tile_of(tiles);                                                                            \
     if (tile.count == 0) return;                                                                                       \
     const unsigned row_bytes = mid_ld * sizeof(T);                                                                     \
     const Weights w = weights_of(down, tile.expert, ceil_div(hidden, 16), row_bytes, segment);                         \
     const Tokens tokens{reinterpret_cast<const unsigned char*>(mid), row_bytes};                                       \
     const RowRange rows{tile.first, tile.first + tile.count};                                                          \
-    const WeightedPart out{parts, sorted + tile.first, topk_weights, hidden, tile.count};                              \
+    const WeightedPart out{parts, topk_weights, hidden, tile.count, pair, pairs, weights};                             \
     product;                                                                                                           \
   }                                                                                                                    \
   EXPORT_KERNEL(name)
 
-#define SPLIT(T, NT) (split_product<T, 2, NT>(smem, w, tokens, rows, out))
-#define TILE(T, WM, WN, P, NT) \
-  (tile_product<T, WM, WN, P, NT>(smem, w, tokens, blockIdx.x * (WM * P), rows, out))
-#define FOR_TYPE(T, suffix)                                           \
-  UP(experts_up_split_8_##suffix, 2, T, SPLIT(T, 1))                  \
-  UP(experts_up_split_16_##suffix, 2, T, SPLIT(T, 2))                 \
-  UP(experts_up_split_32_##suffix, 2, T, SPLIT(T, 4))                 \
-  UP(experts_up_split_64_##suffix, 1, T, SPLIT(T, 8))                 \
-  UP(experts_up_tile_64_##suffix, 2, T, TILE(T, 4, 2, 2, 4))          \
-  UP(experts_up_tile_128_##suffix, 1, T, TILE(T, 2, 4, 4, 4))         \
-  DOWN(experts_down_split_8_##suffix, 2, T, SPLIT(T, 1))              \
-  DOWN(experts_down_split_16_##suffix, 2, T, SPLIT(T, 2))             \
-  DOWN(experts_down_split_32_##suffix, 2, T, SPLIT(T, 4))             \
-  DOWN(experts_down_split_64_##suffix, 1, T, SPLIT(T, 8))             \
-  DOWN(experts_down_tile_64_##suffix, 2, T, TILE(T, 4, 2, 2, 4))      \
-  DOWN(experts_down_tile_128_##suffix, 1, T, TILE(T, 2, 4, 4, 4))
+// Warps share K: each reads the whole tile of tokens.
+#define SPLIT(T, NT, min_blocks, up, down)                                                                             \
+  UP(up, min_blocks, T, NT * 8, NT, threadIdx.x % 32 / 4, 8,                                                           \
+     (split_product<T, 2, NT>(smem, w, tokens, rows, out)))                                                            \
+  DOWN(down, min_blocks, T, NT * 8, (split_product<T, 2, NT>(smem, w, tokens, rows, out)))
+
+// Warps share 8 panels and the tile of tokens.
+#define TILE(T, WM, WN, P, NT, min_blocks, up, down)                                                                   \
+  UP(up, min_blocks, T, WN * NT * 8, WN * NT / 8, threadIdx.x / 4, 64,                                                 \
+     (tile_product<T, WM, WN, P, NT>(smem, w, tokens, blockIdx.x * 8, rows, out)))                                     \
+  DOWN(down, min_blocks, T, WN * NT * 8, (tile_product<T, WM, WN, P, NT>(smem, w, tokens, blockIdx.x * 8, rows, out)))
+
+#define FOR_TYPE(T, suffix)                                                                  \
+  SPLIT(T, 1, 2, experts_up_split_8_##suffix, experts_down_split_8_##suffix)                 \
+  SPLIT(T, 2, 2, experts_up_split_16_##suffix, experts_down_split_16_##suffix)               \
+  SPLIT(T, 4, 2, experts_up_split_32_##suffix, experts_down_split_32_##suffix)               \
+  SPLIT(T, 8, 1, experts_up_split_64_##suffix, experts_down_split_64_##suffix)               \
+  TILE(T, 4, 2, 2, 4, 2, experts_up_tile_64_##suffix, experts_down_tile_64_##suffix)         \
+  TILE(T, 2, 4, 4, 4, 1, experts_up_tile_128_##suffix, experts_down_tile_128_##suffix)
 FOR_TYPE(float, f32)
 FOR_TYPE(bf16, bf16)
 FOR_TYPE(f16, f16)

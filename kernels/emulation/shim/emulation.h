@@ -378,3 +378,4 @@ static inline uint4 load_stream(const void* from) {
   memcpy(&v, from, 16);
   return v;
 }
+static inline unsigned load_now(const unsigned* from) { return *from; }

@@ -184,7 +184,7 @@ pub fn expert_ffn_tiled(
 
 /// Which pairs go to which expert.
 struct Plan {
-    /// u32 `[pairs]`, by expert.
+    /// u32 `[most_tiles, tile]`.
     sorted: Scratch,
     /// `ExpertTile` `[most_tiles]`.
     tiles: Scratch,
@@ -201,7 +201,7 @@ impl Plan {
     ) -> Result<Plan, KernelError> {
         // Every expert may have a tile that is not full.
         let most_tiles = pairs / tile + num_experts.min(pairs);
-        let (sorted, tiles) = (arena.take(pairs * 4)?, arena.take(most_tiles * TILE_BYTES)?);
+        let (sorted, tiles) = (arena.take(most_tiles * tile * 4)?, arena.take(most_tiles * TILE_BYTES)?);
         let block = pairs.min(MOST_EXPERTS).max(num_experts).next_multiple_of(32);
         let launch = Launch {
             kernel: "moe_align",
@@ -218,7 +218,7 @@ impl Plan {
             int(tile).into(),
             int(most_tiles).into(),
         ];
-        // SAFETY: `sorted` has room for all pairs, `tiles` for as many as there can be; ids are `[pairs]`, by the caller.
+        // SAFETY: `sorted` and `tiles` have room for as many tiles as there can be; ids are `[pairs]`, by the caller.
         unsafe { arena.gpu().launch(launch, &args)? };
         Ok(Plan { sorted, tiles, most_tiles })
     }

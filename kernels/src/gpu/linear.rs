@@ -42,7 +42,7 @@ impl Split {
     ) -> Launch {
         let stage = panels * PANEL * CHUNK + tokens * CHUNK;
         // As `SPLIT_STAGES`.
-        let stages = (12288 / stage).clamp(3, 8);
+        let stages = (10240 / stage).clamp(3, 6);
         let warps = self.groups() * self.segments;
         let grid = [int(units.div_ceil(self.groups())), int(tiles), 1];
         Launch { kernel, grid, block: int(warps * 32), shared: int(warps * stages * stage) }
