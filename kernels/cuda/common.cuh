@@ -127,6 +127,13 @@ __device__ __forceinline__ uint4 load_stream(const void* from) {
                : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(from));
   return v;
 }
+
+// A load that happens where it stands: the compiler would move it to its first use.
+__device__ __forceinline__ unsigned load_now(const unsigned* from) {
+  unsigned v;
+  asm volatile("ld.global.nc.u32 %0, [%1];" : "=r"(v) : "l"(from));
+  return v;
+}
 #endif
 
 #ifndef __CUDACC__

@@ -5,9 +5,10 @@
 // them computed it, or on what else they computed.
 //
 // K goes through shared memory in chunks of 64 bytes a row: of a panel (16 outputs) a chunk is 1 KiB, which lies together
-// in the weights. `Rows` says which row of the operand a token is (NO_ROW: none, zeros stand for it), `Out` takes the
-// sums: of a fragment (16 outputs by 8 tokens, laid out as mma's `d`), or, where `Out::PANELS` is 2, of both fragments of
-// two neighbouring panels.
+// in the weights. `Rows` says which row of the operand a token is (NO_ROW: none, zeros stand for it); a thread asks it
+// for token i as its `slot`th. `Out` takes the sums: of a fragment (16 outputs by 8 tokens, laid out as mma's `d`), or,
+// where `Out::PANELS` is 2, of both fragments of two neighbouring panels. Its `prepare` is called while the first copies
+// are under way, and what it leaves in shared memory may be read when sums are put.
 #pragma once
 #include "common.cuh"
 
@@ -108,11 +109,12 @@ struct Chunk<float, P, NT> {
 template <unsigned P, unsigned NT>
 constexpr unsigned SPLIT_STAGE = P * PANEL_BYTES + NT * 8 * ROW_BYTES;
 
-// As many as 8 warps have in 96 KiB, so that two blocks fit a multiprocessor, but enough to hide the memory's latency.
+// As many as 8 warps have in 80 KiB, so that two blocks or three fit a multiprocessor; but enough to have two chunks on
+// their way while one is used.
 template <unsigned P, unsigned NT>
-constexpr unsigned SPLIT_STAGES = 12288 / SPLIT_STAGE<P, NT> > 8   ? 8
-                                  : 12288 / SPLIT_STAGE<P, NT> < 3 ? 3
-                                                                   : 12288 / SPLIT_STAGE<P, NT>;
+constexpr unsigned SPLIT_STAGES = 10240 / SPLIT_STAGE<P, NT> > 6   ? 6
+                                  : 10240 / SPLIT_STAGE<P, NT> < 3 ? 3
+                                                                   : 10240 / SPLIT_STAGE<P, NT>;
 
 // Tokens rows(0..8 * NT) by P panels a warp. A block is whole groups of warps, one warp a segment; the groups of all
 // blocks along x take the panels in turn.
@@ -126,33 +128,41 @@ __device__ __forceinline__ void split_product(unsigned char* smem, const Weights
   const unsigned begin = split * w.segment, chunks = umin(w.segment, w.chunks - begin);
   unsigned char* own = smem + warp * (STAGES * STAGE);
 
-  const unsigned char* panel[P];
+  // What is absent is not read, but still needs an address.
+  const unsigned char *panel[P], *row[NT];
+  bool has_panel[P], has_row[NT];
 #pragma unroll
-  for (unsigned p = 0; p < P; p++)
-    panel[p] = first_panel + p < w.panels ? w.panel(first_panel + p) + size_t(begin) * PANEL_BYTES + lane * 16 : nullptr;
-  const unsigned char* row[NT];
+  for (unsigned p = 0; p < P; p++) {
+    has_panel[p] = first_panel + p < w.panels;
+    panel[p] = w.panel(has_panel[p] ? first_panel + p : 0) + size_t(begin) * PANEL_BYTES + lane * 16;
+  }
 #pragma unroll
   for (unsigned j = 0; j < NT; j++) {
-    const unsigned i = rows(j * 8 + lane / 4);
-    row[j] = i != NO_ROW ? x.row(i) + begin * ROW_BYTES + lane % 4 * 16 : nullptr;
+    const unsigned i = rows(j, j * 8 + lane / 4);
+    has_row[j] = i != NO_ROW;
+    row[j] = x.row(has_row[j] ? i : 0) + begin * ROW_BYTES + lane % 4 * 16;
   }
-  auto load = [&](unsigned chunk, unsigned char* stage) {
+  // The next chunk.
+  auto load = [&](unsigned char* stage) {
 #pragma unroll
-    for (unsigned p = 0; p < P; p++)
+    for (unsigned p = 0; p < P; p++) {
 #pragma unroll
       for (unsigned half = 0; half < 2; half++)
-        cp_async16(stage + p * PANEL_BYTES + half * 512 + lane * 16,
-                   panel[p] != nullptr ? panel[p] + chunk * PANEL_BYTES + half * 512 : w.first, panel[p] != nullptr);
+        cp_async16(stage + p * PANEL_BYTES + half * 512 + lane * 16, panel[p] + half * 512, has_panel[p]);
+      panel[p] += PANEL_BYTES;
+    }
 #pragma unroll
-    for (unsigned j = 0; j < NT; j++)
-      cp_async16(stage + P * PANEL_BYTES + token_offset(j * 8 + lane / 4, lane % 4),
-                 row[j] != nullptr ? row[j] + chunk * ROW_BYTES : x.first, row[j] != nullptr);
+    for (unsigned j = 0; j < NT; j++) {
+      cp_async16(stage + P * PANEL_BYTES + token_offset(j * 8 + lane / 4, lane % 4), row[j], has_row[j]);
+      row[j] += ROW_BYTES;
+    }
   };
 
   for (unsigned i = 0; i + 1 < STAGES; i++) {
-    if (i < chunks) load(i, own + i * STAGE);
+    if (i < chunks) load(own + i * STAGE);
     cp_async_commit();
   }
+  out.prepare();
   float acc[P][NT][4] = {};
   unsigned slot = 0;
   for (unsigned chunk = 0; chunk < chunks; chunk++) {
@@ -160,7 +170,7 @@ __device__ __forceinline__ void split_product(unsigned char* smem, const Weights
     // Each lane waited for its own copies of this chunk: behind the barrier all lanes' are there. And all lanes have
     // read the chunk before, whose stage is the next to be filled. No other warp touches this warp's stages.
     __syncwarp();
-    if (chunk + STAGES - 1 < chunks) load(chunk + STAGES - 1, own + (slot == 0 ? STAGES - 1 : slot - 1) * STAGE);
+    if (chunk + STAGES - 1 < chunks) load(own + (slot == 0 ? STAGES - 1 : slot - 1) * STAGE);
     cp_async_commit();
     Chunk<T, P, NT>::multiply(acc, own + slot * STAGE, own + slot * STAGE + P * PANEL_BYTES, lane);
     slot = slot + 1 == STAGES ? 0 : slot + 1;
@@ -211,33 +221,41 @@ __device__ __forceinline__ void tile_product(unsigned char* smem, const Weights&
   static_assert(WM * P * 64 % THREADS == 0 && WN * NT * 32 % THREADS == 0, "every thread copies as much");
   const unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32, warp_m = warp % WM, warp_n = warp / WM;
 
-  const unsigned char* panel[A];
+  // What is absent is not read, but still needs an address.
+  const unsigned char *panel[A], *row[B];
+  bool has_panel[A], has_row[B];
 #pragma unroll
   for (unsigned i = 0; i < A; i++) {
     const unsigned p = first_panel + threadIdx.x / 64 + i * (THREADS / 64);
-    panel[i] = p < w.panels ? w.panel(p) + threadIdx.x % 64 * 16 : nullptr;
+    has_panel[i] = p < w.panels;
+    panel[i] = w.panel(has_panel[i] ? p : 0) + threadIdx.x % 64 * 16;
   }
-  const unsigned char* row[B];
 #pragma unroll
   for (unsigned i = 0; i < B; i++) {
-    const unsigned token = rows(threadIdx.x / 4 + i * (THREADS / 4));
-    row[i] = token != NO_ROW ? x.row(token) + threadIdx.x % 4 * 16 : nullptr;
+    const unsigned token = rows(i, threadIdx.x / 4 + i * (THREADS / 4));
+    has_row[i] = token != NO_ROW;
+    row[i] = x.row(has_row[i] ? token : 0) + threadIdx.x % 4 * 16;
   }
-  auto load = [&](unsigned chunk, unsigned char* stage) {
+  // The next chunk.
+  auto load = [&](unsigned char* stage) {
 #pragma unroll
-    for (unsigned i = 0; i < A; i++)
-      cp_async16(stage + threadIdx.x * 16 + i * (THREADS * 16),
-                 panel[i] != nullptr ? panel[i] + chunk * PANEL_BYTES : w.first, panel[i] != nullptr);
+    for (unsigned i = 0; i < A; i++) {
+      cp_async16(stage + threadIdx.x * 16 + i * (THREADS * 16), panel[i], has_panel[i]);
+      panel[i] += PANEL_BYTES;
+    }
 #pragma unroll
-    for (unsigned i = 0; i < B; i++)
-      cp_async16(stage + WM * P * PANEL_BYTES + token_offset(threadIdx.x / 4 + i * (THREADS / 4), threadIdx.x % 4),
-                 row[i] != nullptr ? row[i] + chunk * ROW_BYTES : x.first, row[i] != nullptr);
+    for (unsigned i = 0; i < B; i++) {
+      cp_async16(stage + WM * P * PANEL_BYTES + token_offset(threadIdx.x / 4 + i * (THREADS / 4), threadIdx.x % 4), row[i],
+                 has_row[i]);
+      row[i] += ROW_BYTES;
+    }
   };
 
   for (unsigned i = 0; i + 1 < STAGES; i++) {
-    if (i < w.chunks) load(i, smem + i * STAGE);
+    if (i < w.chunks) load(smem + i * STAGE);
     cp_async_commit();
   }
+  out.prepare();
   float total[P][NT][4] = {}, acc[P][NT][4] = {};
   unsigned slot = 0, left = w.segment;
   for (unsigned chunk = 0; chunk < w.chunks; chunk++) {
@@ -245,7 +263,7 @@ __device__ __forceinline__ void tile_product(unsigned char* smem, const Weights&
     // Each thread waited for its own copies of this chunk: behind the barrier all threads' are there. And all warps
     // have read the chunk before, whose stage is the next to be filled.
     __syncthreads();
-    if (chunk + STAGES - 1 < w.chunks) load(chunk + STAGES - 1, smem + (slot == 0 ? STAGES - 1 : slot - 1) * STAGE);
+    if (chunk + STAGES - 1 < w.chunks) load(smem + (slot == 0 ? STAGES - 1 : slot - 1) * STAGE);
     cp_async_commit();
     const unsigned char* stage = smem + slot * STAGE;
     Chunk<T, P, NT>::multiply(acc, stage + warp_m * (P * PANEL_BYTES),
@@ -281,5 +299,7 @@ __device__ __forceinline__ void tile_product(unsigned char* smem, const Weights&
 // Rows first.. of the operand, up to `end`.
 struct RowRange {
   unsigned first, end;
-  __device__ __forceinline__ unsigned operator()(unsigned i) const { return first + i < end ? first + i : NO_ROW; }
+  __device__ __forceinline__ unsigned operator()(unsigned, unsigned i) const {
+    return first + i < end ? first + i : NO_ROW;
+  }
 };

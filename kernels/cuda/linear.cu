@@ -6,6 +6,7 @@ struct Features {
   float* out;
   const float* bias;  // or null
   unsigned outs, first, n;
+  __device__ __forceinline__ void prepare() const {}
   __device__ __forceinline__ void put(unsigned panel, unsigned tile, const float (&sums)[1][4]) const {
     const unsigned lane = threadIdx.x % 32;
 #pragma unroll
@@ -54,7 +55,7 @@ __device__ __forceinline__ void linear_tile(float* out, const T* x, const T* wei
   }                                                                                                                    \
   EXPORT_KERNEL(name)
 #define FOR_TYPE(T, suffix)                                            \
-  LINEAR(linear_split_16x8_##suffix, 2, linear_split, T, 1, 1)         \
+  LINEAR(linear_split_16x8_##suffix, 3, linear_split, T, 1, 1)         \
   LINEAR(linear_split_16x16_##suffix, 2, linear_split, T, 1, 2)        \
   LINEAR(linear_split_16x32_##suffix, 2, linear_split, T, 1, 4)        \
   LINEAR(linear_split_16x64_##suffix, 1, linear_split, T, 1, 8)        \

@@ -302,6 +302,13 @@ static inline unsigned __ballot_sync(unsigned mask, int predicate) {
 }
 static inline int __any_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) != 0; }
 static inline int __all_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) == mask; }
+static inline unsigned __match_any_sync(unsigned mask, unsigned value) {
+  const auto posted = emu::post(value);
+  unsigned bits = 0;
+  for (unsigned lane = 0; lane < 32; lane++)
+    if (mask >> lane & 1) bits |= unsigned(posted.of<unsigned>(lane) == value) << lane;
+  return bits;
+}
 template <class T> static inline T emu_atomic(T* p, T next) { T old = *p; *p = next; return old; }
 static inline int atomicAdd(int* p, int v) { return emu_atomic(p, *p + v); }
 static inline unsigned atomicAdd(unsigned* p, unsigned v) { return emu_atomic(p, *p + v); }
@@ -378,3 +385,4 @@ static inline uint4 load_stream(const void* from) {
   memcpy(&v, from, 16);
   return v;
 }
+static inline unsigned load_now(const unsigned* from) { return *from; }

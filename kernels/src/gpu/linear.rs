@@ -1,5 +1,5 @@
 use crate::error::{KernelError, check_shape};
-use crate::gpu::rows::{ROW_PAD, by_dtype, int};
+use crate::gpu::rows::{ROW_PAD, int};
 use crate::gpu::{Address, Arena, DeviceBuffer, DeviceMatrix, DeviceRows, Launch};
 use crate::weights::WeightDtype;
 
@@ -7,7 +7,7 @@ use crate::weights::WeightDtype;
 const CHUNK: usize = 64;
 
 /// Outputs that are packed together.
-const PANEL: usize = 16;
+pub(crate) const PANEL: usize = 16;
 
 /// How K is cut, from the layer's shape alone: no more segments than a block has warps, and none too short to keep the
 /// memory busy. Both lengths are in chunks.
@@ -42,7 +42,7 @@ impl Split {
     ) -> Launch {
         let stage = panels * PANEL * CHUNK + tokens * CHUNK;
         // As `SPLIT_STAGES`.
-        let stages = (12288 / stage).clamp(3, 8);
+        let stages = (10240 / stage).clamp(3, 6);
         let warps = self.groups() * self.segments;
         let grid = [int(units.div_ceil(self.groups())), int(tiles), 1];
         Launch { kernel, grid, block: int(warps * 32), shared: int(warps * stages * stage) }
@@ -53,6 +53,14 @@ impl Split {
 pub(crate) fn tile_shared(tokens: usize) -> u32 {
     int(4 * (128 + tokens) * CHUNK)
 }
+
+/// A kernel's name with the suffix of a type.
+macro_rules! names {
+    ($dtype:expr, $name:literal) => {
+        crate::gpu::rows::by_dtype($dtype, [concat!($name, "_f32"), concat!($name, "_bf16"), concat!($name, "_f16")])
+    };
+}
+pub(crate) use names;
 
 /// Which kernel computes a product. The bits of the result do not depend on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,22 +112,17 @@ impl LinearTiling {
     }
 
     fn kernel(self, dtype: WeightDtype) -> &'static str {
-        macro_rules! names {
-            ($name:literal) => {
-                by_dtype(dtype, [concat!($name, "_f32"), concat!($name, "_bf16"), concat!($name, "_f16")])
-            };
-        }
         match self {
-            LinearTiling::Split { outputs: 16, tokens: 8 } => names!("linear_split_16x8"),
-            LinearTiling::Split { outputs: 16, tokens: 16 } => names!("linear_split_16x16"),
-            LinearTiling::Split { outputs: 16, tokens: 32 } => names!("linear_split_16x32"),
-            LinearTiling::Split { outputs: 16, tokens: 64 } => names!("linear_split_16x64"),
-            LinearTiling::Split { outputs: 32, tokens: 8 } => names!("linear_split_32x8"),
-            LinearTiling::Split { outputs: 32, tokens: 16 } => names!("linear_split_32x16"),
-            LinearTiling::Split { outputs: 32, tokens: 32 } => names!("linear_split_32x32"),
-            LinearTiling::Split { outputs: 32, tokens: 64 } => names!("linear_split_32x64"),
-            LinearTiling::Tile { tokens: 64 } => names!("linear_tile_128x64"),
-            LinearTiling::Tile { tokens: 128 } => names!("linear_tile_128x128"),
+            LinearTiling::Split { outputs: 16, tokens: 8 } => names!(dtype, "linear_split_16x8"),
+            LinearTiling::Split { outputs: 16, tokens: 16 } => names!(dtype, "linear_split_16x16"),
+            LinearTiling::Split { outputs: 16, tokens: 32 } => names!(dtype, "linear_split_16x32"),
+            LinearTiling::Split { outputs: 16, tokens: 64 } => names!(dtype, "linear_split_16x64"),
+            LinearTiling::Split { outputs: 32, tokens: 8 } => names!(dtype, "linear_split_32x8"),
+            LinearTiling::Split { outputs: 32, tokens: 16 } => names!(dtype, "linear_split_32x16"),
+            LinearTiling::Split { outputs: 32, tokens: 32 } => names!(dtype, "linear_split_32x32"),
+            LinearTiling::Split { outputs: 32, tokens: 64 } => names!(dtype, "linear_split_32x64"),
+            LinearTiling::Tile { tokens: 64 } => names!(dtype, "linear_tile_128x64"),
+            LinearTiling::Tile { tokens: 128 } => names!(dtype, "linear_tile_128x128"),
             _ => unreachable!("{self:?} is no tiling"),
         }
     }

@@ -9,6 +9,7 @@ mod toss;
 mod attention;
 mod device;
 mod driver;
+mod experts;
 mod linear;
 mod norm;
 mod qkv;

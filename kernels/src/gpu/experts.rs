@@ -1,0 +1,158 @@
+use std::sync::Arc;
+
+use crate::error::{KernelError, check_index, check_shape};
+use crate::gpu::linear::PANEL;
+use crate::gpu::matrix::pack;
+use crate::gpu::rows::ROW_PAD;
+use crate::gpu::{Address, DeviceBuffer, Gpu, GpuError};
+use crate::pack::WeightRows;
+use crate::weights::WeightDtype;
+
+/// The routed experts of one layer in device memory: `gate`, `up` `[inter, hidden]` and `down` `[hidden, inter]` for each.
+///
+/// Gate and up panels of 16 rows alternate, so that one pass over an expert's bytes gives `silu(gate x) * (up x)`; every
+/// expert starts on a panel. A clone shares the memory.
+#[derive(Clone, Debug)]
+pub struct DeviceExperts {
+    gate_up: Arc<DeviceBuffer>,
+    down: Arc<DeviceBuffer>,
+    shape: ExpertsShape,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct ExpertsShape {
+    num_experts: usize,
+    hidden: usize,
+    inter: usize,
+    dtype: WeightDtype,
+}
+
+impl ExpertsShape {
+    /// Bytes of 16 rows of `cols` weights.
+    fn panel_bytes(self, cols: usize) -> usize {
+        PANEL * cols.next_multiple_of(ROW_PAD) * self.dtype.bytes()
+    }
+
+    /// Bytes of an expert's gate or up.
+    fn inner_bytes(self) -> usize {
+        self.inter.div_ceil(PANEL) * self.panel_bytes(self.hidden)
+    }
+
+    /// Bytes of an expert's down.
+    fn down_bytes(self) -> usize {
+        self.hidden.div_ceil(PANEL) * self.panel_bytes(self.inter)
+    }
+}
+
+impl DeviceExperts {
+    /// A builder whose weights are all zero until they are put.
+    pub fn builder(
+        gpu: &Gpu,
+        num_experts: usize,
+        hidden: usize,
+        inter: usize,
+        dtype: WeightDtype,
+    ) -> Result<DeviceExpertsBuilder, GpuError> {
+        let shape = ExpertsShape { num_experts, hidden, inter, dtype };
+        let gate_up = Arc::new(DeviceBuffer::filled(gpu, num_experts * 2 * shape.inner_bytes(), 0)?);
+        let down = Arc::new(DeviceBuffer::filled(gpu, num_experts * shape.down_bytes(), 0)?);
+        Ok(DeviceExpertsBuilder { gpu: gpu.clone(), experts: DeviceExperts { gate_up, down, shape } })
+    }
+
+    /// Number of routed experts.
+    pub fn num_experts(&self) -> usize {
+        self.shape.num_experts
+    }
+
+    /// Width of the residual stream.
+    pub fn hidden(&self) -> usize {
+        self.shape.hidden
+    }
+
+    /// Width inside an expert.
+    pub fn inter(&self) -> usize {
+        self.shape.inter
+    }
+
+    /// Element type.
+    pub fn dtype(&self) -> WeightDtype {
+        self.shape.dtype
+    }
+
+    /// Size in memory, padding included.
+    pub fn bytes(&self) -> usize {
+        self.gate_up.bytes() + self.down.bytes()
+    }
+
+    /// Where expert 0's first gate panel is.
+    pub(crate) fn gate_up(&self) -> Address {
+        self.gate_up.address()
+    }
+
+    /// Where expert 0's first down panel is.
+    pub(crate) fn down(&self) -> Address {
+        self.down.address()
+    }
+}
+
+/// Experts while their weights are being put.
+#[derive(Debug)]
+pub struct DeviceExpertsBuilder {
+    gpu: Gpu,
+    experts: DeviceExperts,
+}
+
+impl DeviceExpertsBuilder {
+    /// Packs an expert's gate weights `[inter, hidden]`.
+    pub fn put_gate<'r>(&mut self, expert: usize, rows: impl Into<WeightRows<'r>>) -> Result<(), KernelError> {
+        self.put_inner(expert, rows.into(), 0)
+    }
+
+    /// Packs an expert's up weights `[inter, hidden]`.
+    pub fn put_up<'r>(&mut self, expert: usize, rows: impl Into<WeightRows<'r>>) -> Result<(), KernelError> {
+        self.put_inner(expert, rows.into(), 1)
+    }
+
+    /// Packs an expert's down weights `[hidden, inter]`.
+    pub fn put_down<'r>(&mut self, expert: usize, rows: impl Into<WeightRows<'r>>) -> Result<(), KernelError> {
+        let shape = self.experts.shape;
+        let to = self.experts.down().at(expert * shape.down_bytes());
+        self.put(expert, rows.into(), [shape.hidden, shape.inter], to, 1)
+    }
+
+    /// The experts.
+    pub fn finish(self) -> DeviceExperts {
+        self.experts
+    }
+
+    fn put_inner(&mut self, expert: usize, rows: WeightRows<'_>, which: usize) -> Result<(), KernelError> {
+        let shape = self.experts.shape;
+        let first = expert * 2 * shape.inner_bytes() + which * shape.panel_bytes(shape.hidden);
+        self.put(expert, rows, [shape.inter, shape.hidden], self.experts.gate_up().at(first), 2)
+    }
+
+    /// Packs rows into every `step`th panel from `to` on.
+    fn put(
+        &mut self,
+        expert: usize,
+        rows: WeightRows<'_>,
+        expected: [usize; 2],
+        to: Address,
+        step: usize,
+    ) -> Result<(), KernelError> {
+        const OP: &str = "put experts";
+        let shape = self.experts.shape;
+        let view = match rows {
+            WeightRows::Float(view) => view,
+            WeightRows::Blocks(blocks) => {
+                return Err(KernelError::Format { from: blocks.format(), to: shape.dtype.into() });
+            }
+        };
+        view.check()?;
+        check_index(OP, "expert", expert, shape.num_experts)?;
+        check_shape(OP, "weight", &rows.shape(), &expected)?;
+        // Rows twice as long, of which the first half is written: the panels between belong to the other matrix.
+        let cols16 = step * expected[1].next_multiple_of(ROW_PAD) / 16;
+        pack(&self.gpu, to, 0, view, shape.dtype, cols16).map_err(KernelError::Gpu)
+    }
+}
