@@ -40,7 +40,7 @@ struct Stages {
 template <class T>
 __device__ void logits_mma(float* out, const T* weight, const T* x, unsigned n, unsigned experts, unsigned cols16,
                            unsigned ld, unsigned chunk_stages) {
-  __shared__ __align__(16) T tiles[MMA_STAGES][MMA_TOKENS * MMA_LD];
+  __align__(16) __shared__ T tiles[MMA_STAGES][MMA_TOKENS * MMA_LD];
   const unsigned lane = threadIdx.x % 32, panel = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
   const unsigned panels = ceil_div(experts, 16), first_row = blockIdx.y * MMA_TOKENS;
   const unsigned rows = umin(n - first_row, MMA_TOKENS);
@@ -138,7 +138,7 @@ __device__ __forceinline__ float value_at(const uint4 (&a)[STAGE16][2], unsigned
 template <class W, class X>
 __device__ void logits_fma(float* out, const W* weight, const X* x, unsigned n, unsigned experts, unsigned cols16,
                            unsigned width, unsigned ld, unsigned chunk_stages) {
-  __shared__ __align__(16) float tile[FMA_TOKENS][STAGE];
+  __align__(16) __shared__ float tile[FMA_TOKENS][STAGE];
   const unsigned lane = threadIdx.x % 32, panel = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
   const unsigned panels = ceil_div(experts, 16), first_row = blockIdx.y * FMA_TOKENS;
   const unsigned rows = umin(n - first_row, FMA_TOKENS);
@@ -352,7 +352,7 @@ __device__ void select(const float* parts, float* logits, unsigned num_parts, un
     weight /= total;
   } else if (!(flags & SIGMOID)) {
 #pragma unroll
-    for (unsigned i = 0; i < PER; i++) total += lane + 32 * i < experts ? expf(logit[i] - max) : 0.f;
+    for (unsigned i = 0; i < PER; i++) total += lane + 32 * i < experts ? expf(held[warp][lane + 32 * i] - max) : 0.f;
     weight /= warp_sum(total);
   }
   weight *= scaling;
@@ -372,7 +372,7 @@ __device__ void select(const float* parts, float* logits, unsigned num_parts, un
 }
 
 #define FOR_SIZE(experts_, per)                                                                                        \
-  extern "C" __global__ void __launch_bounds__(SELECT_ROWS * 32) router_select_##experts_(                             \
+  extern "C" __global__ void __launch_bounds__(SELECT_ROWS * 32, 4) router_select_##experts_(                             \
       const float* parts, float* logits, unsigned num_parts, unsigned n, unsigned experts, unsigned top_k,             \
       unsigned flags, const float* __restrict__ bias, unsigned n_group, unsigned topk_group, float scaling,            \
       unsigned* __restrict__ topk_ids, float* __restrict__ topk_weights, void* __restrict__ ring, unsigned wide,       \

@@ -298,6 +298,17 @@ static inline unsigned __ballot_sync(unsigned mask, int predicate) {
 }
 static inline int __any_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) != 0; }
 static inline int __all_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) == mask; }
+template <class F> static inline unsigned emu_reduce(unsigned value, F&& combine) {
+  const auto posted = emu::post(value);
+  unsigned all = posted.of<unsigned>(0);
+  for (unsigned lane = 1; lane < 32; lane++) all = combine(all, posted.of<unsigned>(lane));
+  return all;
+}
+static inline unsigned __reduce_max_sync(unsigned, unsigned v) { return emu_reduce(v, umax); }
+static inline unsigned __reduce_min_sync(unsigned, unsigned v) { return emu_reduce(v, umin); }
+static inline unsigned __reduce_add_sync(unsigned, unsigned v) {
+  return emu_reduce(v, [](unsigned a, unsigned b) { return a + b; });
+}
 template <class T> static inline T emu_atomic(T* p, T next) { T old = *p; *p = next; return old; }
 static inline int atomicAdd(int* p, int v) { return emu_atomic(p, *p + v); }
 static inline unsigned atomicAdd(unsigned* p, unsigned v) { return emu_atomic(p, *p + v); }

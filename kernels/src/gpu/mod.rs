@@ -10,6 +10,7 @@ mod matrix;
 mod memory;
 mod norm;
 mod ring;
+mod router;
 mod rows;
 
 use std::sync::{Arc, Mutex};
@@ -21,6 +22,9 @@ pub use matrix::{DeviceMatrix, DeviceMatrixBuilder};
 pub use memory::{DeviceBuffer, PinnedBuffer, Plain};
 pub use norm::{add_rms_norm, embedding, select_rows, silu_and_mul};
 pub use ring::{DeviceRing, RowStaging, StagedRows};
+pub use router::{
+    DeviceReplay, DeviceRingWrite, DeviceRouter, DeviceRouterConfig, DeviceRouting, Scoring, route, select,
+};
 pub use rows::{DeviceRows, ROW_PAD};
 
 /// A device. A clone is the same device.

@@ -7,3 +7,4 @@ mod toss;
 mod device;
 mod norm;
 mod ring;
+mod router;
