@@ -308,6 +308,16 @@ static inline unsigned __match_any_sync(unsigned mask, unsigned value) {
   for (unsigned lane = 0; lane < 32; lane++)
     if (mask >> lane & 1) bits |= unsigned(posted.of<unsigned>(lane) == value) << lane;
   return bits;
+template <class F> static inline unsigned emu_reduce(unsigned value, F&& combine) {
+  const auto posted = emu::post(value);
+  unsigned all = posted.of<unsigned>(0);
+  for (unsigned lane = 1; lane < 32; lane++) all = combine(all, posted.of<unsigned>(lane));
+  return all;
+}
+static inline unsigned __reduce_max_sync(unsigned, unsigned v) { return emu_reduce(v, umax); }
+static inline unsigned __reduce_min_sync(unsigned, unsigned v) { return emu_reduce(v, umin); }
+static inline unsigned __reduce_add_sync(unsigned, unsigned v) {
+  return emu_reduce(v, [](unsigned a, unsigned b) { return a + b; });
 }
 template <class T> static inline T emu_atomic(T* p, T next) { T old = *p; *p = next; return old; }
 static inline int atomicAdd(int* p, int v) { return emu_atomic(p, *p + v); }

@@ -19,6 +19,7 @@ mod norm;
 mod plan;
 mod qkv;
 mod ring;
+mod router;
 mod rows;
 mod upload;
 
@@ -39,6 +40,9 @@ pub use norm::{add_rms_norm, embedding, select_rows, silu_and_mul};
 pub use plan::{ATTENTION_SPLIT, AttentionLaunches, AttentionPlan, DecodeBucket, attention_splits};
 pub use qkv::{DeviceQkNorm, DeviceRope, qkv_rope_store};
 pub use ring::{DeviceRing, RowStaging, StagedRows};
+pub use router::{
+    DeviceReplay, DeviceRingWrite, DeviceRouter, DeviceRouterConfig, DeviceRouting, Scoring, route, select,
+};
 pub use rows::{DeviceRows, ROW_PAD};
 pub use upload::Upload;
 

@@ -12,4 +12,4 @@ pub use experts::expert_ffn;
 pub use norm::{rms_norm, silu_and_mul};
 pub use product::linear;
 pub use qkv::qkv_rope;
-pub use router::softmax_weights;
+pub use router::{choose_experts, compared_scores, expert_weights, softmax_weights};

@@ -14,3 +14,4 @@ mod linear;
 mod norm;
 mod qkv;
 mod ring;
+mod router;
