@@ -139,18 +139,18 @@ impl Decoder {
             let hidden = Tensor::zeros((0, self.config.hidden_size), DType::F32, &Device::Cpu)?;
             return Ok(output(hidden::Place::Host(hidden), Marks::default()));
         }
-        match (&self.place, kv, ring) {
-            (Place::Host(network), KvCache::Host(kv), None | Some(Ring::Host(_))) => {
-                let ring = ring.and_then(Ring::host);
+        match (&self.place, kv) {
+            (Place::Host(network), KvCache::Host(kv)) => {
+                let ring = ring.map(Ring::host).transpose()?;
                 let (hidden, marks) = network.hidden(&self.config, input, kv, ring)?;
                 Ok(output(hidden::Place::Host(hidden), marks))
             }
-            (Place::Device(network, _), KvCache::Device(kv), None | Some(Ring::Device(_))) => {
-                let ring = ring.and_then(Ring::device);
+            (Place::Device(network, _), KvCache::Device(kv)) => {
+                let ring = ring.map(Ring::device).transpose()?;
                 let (hidden, marks) = network.hidden(&self.config, input, kv, ring)?;
                 Ok(output(hidden::Place::Device(hidden), marks))
             }
-            _ => Err(refused("kv or ring", "memory of where the weights are".into(), "other memory".into())),
+            _ => Err(refused("kv", "memory of where the weights are".into(), "other memory".into())),
         }
     }
 

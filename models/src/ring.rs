@@ -20,17 +20,19 @@ impl<'a> From<RingCells<'a>> for Ring<'a> {
 }
 
 impl<'a> Ring<'a> {
-    pub(crate) fn host(self) -> Option<RingCells<'a>> {
+    /// The cells, for a decoder on the host.
+    pub(crate) fn host(self) -> Result<RingCells<'a>> {
         match self {
-            Ring::Host(cells) => Some(cells),
-            Ring::Device(_) => None,
+            Ring::Host(cells) => Ok(cells),
+            Ring::Device(_) => Err(refused("ring", "host memory".into(), "device memory".into())),
         }
     }
 
-    pub(crate) fn device(self) -> Option<&'a DeviceRing> {
+    /// The ring, for a decoder on a device.
+    pub(crate) fn device(self) -> Result<&'a DeviceRing> {
         match self {
-            Ring::Host(_) => None,
-            Ring::Device(ring) => Some(ring),
+            Ring::Host(_) => Err(refused("ring", "device memory".into(), "host memory".into())),
+            Ring::Device(ring) => Ok(ring),
         }
     }
 

@@ -308,6 +308,7 @@ static inline unsigned __match_any_sync(unsigned mask, unsigned value) {
   for (unsigned lane = 0; lane < 32; lane++)
     if (mask >> lane & 1) bits |= unsigned(posted.of<unsigned>(lane) == value) << lane;
   return bits;
+}
 template <class F> static inline unsigned emu_reduce(unsigned value, F&& combine) {
   const auto posted = emu::post(value);
   unsigned all = posted.of<unsigned>(0);

@@ -3,13 +3,13 @@ use std::sync::{Arc, Mutex};
 use moetrail_kernels::gpu::{
     self, Address, Arena, AttentionPlan, DeviceBuffer, DeviceExperts, DeviceExpertsBuilder, DeviceKv, DeviceMatrix,
     DeviceMatrixBuilder, DeviceQkNorm, DeviceReplay, DeviceRing, DeviceRingWrite, DeviceRope, DeviceRouter,
-    DeviceRouting, DeviceRows, Gpu, Scratch, Stream, Upload, bytes_of,
+    DeviceRouterConfig, DeviceRouting, DeviceRows, Gpu, Scratch, Upload, bytes_of,
 };
 use moetrail_kernels::{QkNorm, RopeTable, RouterConfig, WeightDtype, WeightFormat, WeightRows, WeightView};
 
 use crate::backend::{AttentionOf, Backend, KernelResult, LayerCache, PutExperts, PutRows, Residual};
 use crate::config::ModelConfig;
-use crate::error::{ModelError, Result};
+use crate::error::Result;
 use crate::step::{Marks, StepInput};
 
 /// A GPU and what a decoder keeps there besides weights.
@@ -27,6 +27,12 @@ pub(crate) struct GpuBackend {
 pub(crate) struct DeviceLinear {
     matrix: DeviceMatrix,
     bias: Option<Arc<DeviceBuffer>>,
+}
+
+/// The experts of a step's rows, and how many each has.
+pub(crate) struct GpuRouting {
+    chosen: DeviceRouting,
+    top_k: usize,
 }
 
 /// Where a step's numbers are on the device.
@@ -50,7 +56,7 @@ pub(crate) struct GpuStep<'a> {
 impl GpuBackend {
     /// A backend whose operands are of this dtype.
     pub(crate) fn new(gpu: &Gpu, dtype: WeightDtype) -> Result<Self> {
-        let upload = Upload::new(gpu, 1 << 16).map_err(device)?;
+        let upload = Upload::new(gpu, 1 << 16)?;
         Ok(Self { arena: Arena::new(gpu), dtype, upload: Arc::new(Mutex::new(upload)) })
     }
 
@@ -74,7 +80,7 @@ impl Backend for GpuBackend {
     type Kv = DeviceKv;
     type Ring<'a> = &'a DeviceRing;
     type Step<'a> = GpuStep<'a>;
-    type Routing = DeviceRouting;
+    type Routing = GpuRouting;
 
     fn packs(&self, _blocks: WeightFormat) -> bool {
         false
@@ -86,33 +92,33 @@ impl Backend for GpuBackend {
 
     fn experts(&self, config: &ModelConfig, _formats: [WeightFormat; 2]) -> KernelResult<DeviceExpertsBuilder> {
         let (count, hidden, inter) = (config.num_experts, config.hidden_size, config.moe_intermediate_size);
-        DeviceExperts::builder(self.gpu(), count, hidden, inter, self.dtype)
+        Ok(DeviceExperts::builder(self.gpu(), count, hidden, inter, self.dtype)?)
     }
 
     fn with_bias(&self, matrix: DeviceMatrix, bias: Option<Vec<f32>>) -> Result<DeviceLinear> {
-        let bias = bias.map(|bias| DeviceBuffer::of(self.gpu(), &bias)).transpose().map_err(device)?;
+        let bias = bias.map(|bias| DeviceBuffer::of(self.gpu(), &bias)).transpose()?;
         Ok(DeviceLinear { matrix, bias: bias.map(Arc::new) })
     }
 
     fn router(&self, gate: WeightView<'_>) -> KernelResult<Arc<DeviceRouter>> {
-        Ok(Arc::new(DeviceRouter::new(self.gpu(), gate)?))
+        Ok(Arc::new(DeviceRouter::new(self.gpu(), gate, None)?))
     }
 
     fn vector(&self, values: Vec<f32>) -> Result<Arc<DeviceBuffer>> {
-        DeviceBuffer::of(self.gpu(), &values).map(Arc::new).map_err(device)
+        Ok(DeviceBuffer::of(self.gpu(), &values).map(Arc::new)?)
     }
 
     fn qk_norm(&self, norm: QkNorm) -> Result<Arc<DeviceQkNorm>> {
-        DeviceQkNorm::new(self.gpu(), &norm).map(Arc::new).map_err(device)
+        Ok(DeviceQkNorm::new(self.gpu(), &norm).map(Arc::new)?)
     }
 
     fn rope(&self, table: RopeTable) -> Result<Arc<DeviceRope>> {
-        DeviceRope::new(self.gpu(), &table).map(Arc::new).map_err(device)
+        Ok(DeviceRope::new(self.gpu(), &table).map(Arc::new)?)
     }
 
     fn kv(&self, config: &ModelConfig, num_blocks: usize, block_size: usize, dtype: WeightDtype) -> Result<DeviceKv> {
         let (layers, kv_heads) = (config.num_hidden_layers, config.num_key_value_heads);
-        DeviceKv::new(self.gpu(), layers, num_blocks, block_size, kv_heads, config.head_dim, dtype).map_err(device)
+        Ok(DeviceKv::new(self.gpu(), layers, num_blocks, block_size, kv_heads, config.head_dim, dtype)?)
     }
 
     fn matrix_bytes(matrix: &DeviceMatrix) -> usize {
@@ -138,18 +144,16 @@ impl Backend for GpuBackend {
         let plan = AttentionPlan::new(&config.attention_shape(), kv, input.seqs)?;
         let (row_of, ids) = input.replay.map_or((&[][..], &[][..]), |replay| (replay.row_of, replay.ids));
         let mut upload = self.upload.lock().unwrap_or_else(|poison| poison.into_inner());
-        let [token_ids, positions, slots, logit_rows, plan_at, row_of, ids] = upload
-            .put([
-                bytes_of(input.token_ids),
-                bytes_of(input.positions),
-                bytes_of(input.slot_mapping),
-                bytes_of(input.logit_rows),
-                bytes_of(plan.words()),
-                bytes_of(row_of),
-                bytes_of(ids),
-            ])
-            .map_err(device)?;
-        let marks = self.arena.take_zeroed(2 * num_rows * 4).map_err(device)?;
+        let [token_ids, positions, slots, logit_rows, plan_at, row_of, ids] = upload.put([
+            bytes_of(input.token_ids),
+            bytes_of(input.positions),
+            bytes_of(input.slot_mapping),
+            bytes_of(input.logit_rows),
+            bytes_of(plan.words()),
+            bytes_of(row_of),
+            bytes_of(ids),
+        ])?;
+        let marks = self.arena.take_zeroed(2 * num_rows * 4)?;
         Ok(GpuStep {
             num_rows,
             token_ids,
@@ -167,7 +171,7 @@ impl Backend for GpuBackend {
     }
 
     fn embed(&self, step: &GpuStep<'_>, table: &DeviceMatrix) -> Result<DeviceRows> {
-        gpu::embedding(&self.arena, table, step.token_ids, step.num_rows).map_err(device)
+        Ok(gpu::embedding(&self.arena, table, step.token_ids, step.num_rows)?)
     }
 
     fn norm(&self, stream: Residual<Self>, weight: &Arc<DeviceBuffer>, eps: f32) -> Result<(DeviceRows, DeviceRows)> {
@@ -181,7 +185,7 @@ impl Backend for GpuBackend {
     }
 
     fn silu_and_mul(&self, x: &DeviceRows) -> Result<DeviceRows> {
-        gpu::silu_and_mul(&self.arena, x, self.dtype).map_err(device)
+        Ok(gpu::silu_and_mul(&self.arena, x, self.dtype)?)
     }
 
     fn attend(
@@ -204,15 +208,17 @@ impl Backend for GpuBackend {
         router: &Arc<DeviceRouter>,
         routing: &RouterConfig,
         moe_layer: usize,
-    ) -> Result<DeviceRouting> {
+    ) -> Result<GpuRouting> {
         let capture = step.ring.map(|ring| DeviceRingWrite { ring, moe_layer, slots: step.slots });
         let moe_layers = step.moe_layers;
         let replay = step.replay.map(|[row_of, ids]| DeviceReplay { row_of, ids, moe_layers, moe_layer });
-        Ok(gpu::route(&self.arena, x, router, routing, capture, replay, step.marks.address())?)
+        let config = DeviceRouterConfig::from(*routing);
+        let chosen = gpu::route(&self.arena, x, router, &config, capture, replay, step.marks.address())?;
+        Ok(GpuRouting { chosen, top_k: routing.top_k })
     }
 
-    fn expert_ffn(&self, x: &DeviceRows, routing: &DeviceRouting, experts: &DeviceExperts) -> Result<DeviceRows> {
-        let (ids, weights) = (routing.topk_ids.address(), routing.topk_weights.address());
+    fn expert_ffn(&self, x: &DeviceRows, routing: &GpuRouting, experts: &DeviceExperts) -> Result<DeviceRows> {
+        let (ids, weights) = (routing.chosen.topk_ids.address(), routing.chosen.topk_weights.address());
         Ok(gpu::expert_ffn(&self.arena, x, ids, weights, routing.top_k, experts)?)
     }
 
@@ -224,15 +230,11 @@ impl Backend for GpuBackend {
 
     fn end(&self, step: GpuStep<'_>) -> Result<Marks> {
         let n = step.num_rows;
-        let marks: Vec<u32> = self.gpu().read(step.marks.address(), 2 * n).map_err(device)?;
+        let marks: Vec<u32> = self.gpu().read(step.marks.address(), 2 * n)?;
         let nan_rows = (0..n as u32).filter(|&row| marks[row as usize] != 0).collect();
         let changed_cells = if step.replay.is_some() { marks[n..].to_vec() } else { Vec::new() };
         Ok(Marks { nan_rows, changed_cells })
     }
-}
-
-fn device(error: gpu::GpuError) -> ModelError {
-    ModelError::from(moetrail_kernels::KernelError::from(error))
 }
 
 impl PutRows for DeviceMatrixBuilder {

@@ -7,7 +7,7 @@ use moetrail_kernels::gpu::Gpu;
 use serde_json::json;
 
 use super::{BLOCK_SIZE, ids, replayed, run, written};
-use crate::{Checkpoint, Decoder, DtypeChoice, Quantization, WeightChoice};
+use crate::{Checkpoint, DtypeChoice, Quantization, WeightChoice};
 use moetrail_synthetic::{Layout, Synthetic};
 
 fn gpu(seed: u64) -> Option<Gpu> {

@@ -66,7 +66,8 @@ fn replayed(
     let mut kv = decoder.new_kv(num_blocks, block_size).unwrap();
     let mut ring = vec![u16::MAX; num_blocks * block_size * width];
     let (moe_layers, top_k) = (config.moe_layers.len(), config.num_experts_per_tok);
-    let on_device = decoder.gpu().map(|gpu| DeviceRing::new(gpu, num_blocks * block_size, moe_layers, top_k, true).unwrap());
+    let on_device =
+        decoder.gpu().map(|gpu| DeviceRing::new(gpu, num_blocks * block_size, moe_layers, top_k, true).unwrap());
     let (mut logits, mut changed_cells) = (Vec::new(), Vec::new());
     for (index, tokens) in ids.chunks(chunk).enumerate() {
         let first = index * chunk;
