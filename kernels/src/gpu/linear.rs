@@ -105,8 +105,8 @@ impl LinearTiling {
             return LinearTiling::Tile { tokens: 64 };
         }
         let tokens = n.next_power_of_two().clamp(8, 64);
-        // Two blocks fit a multiprocessor but for those of 64 tokens.
-        let wanted = multiprocessors * if tokens == 64 { 1 } else { 2 };
+        // Blocks of 64 tokens have a multiprocessor each, and much to gain from reading the tokens less often.
+        let wanted = if tokens == 64 { multiprocessors * 3 / 4 } else { multiprocessors * 2 };
         let wide = out_features.div_ceil(32) * n.div_ceil(tokens) >= wanted;
         LinearTiling::Split { outputs: if wide { 32 } else { 16 }, tokens }
     }
