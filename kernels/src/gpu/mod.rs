@@ -12,6 +12,7 @@ mod norm;
 mod ring;
 mod router;
 mod rows;
+mod sample;
 
 use std::sync::{Arc, Mutex};
 
@@ -26,6 +27,7 @@ pub use router::{
     DeviceReplay, DeviceRingWrite, DeviceRouter, DeviceRouterConfig, DeviceRouting, Scoring, route, select,
 };
 pub use rows::{DeviceRows, ROW_PAD};
+pub use sample::{DeviceSamples, SampleBatch, SampleParams, SampledToken, TokenLogprob, sample, sample_with_limits};
 
 /// A device. A clone is the same device.
 #[derive(Clone, Debug)]

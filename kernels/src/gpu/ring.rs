@@ -404,7 +404,9 @@ impl State {
     fn put(&mut self, first: usize, bytes: &[u8]) {
         assert!(first + bytes.len() <= self.host.len(), "a range of the staging memory");
         // SAFETY: as above, and nothing reads it either.
-        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), (self.host.address() as *mut u8).add(first), bytes.len()) };
+        unsafe {
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), (self.host.address() as *mut u8).add(first), bytes.len())
+        };
     }
 
     /// Gives back the oldest ranges as far as nobody wants them and their copies have happened.

@@ -8,3 +8,4 @@ mod device;
 mod norm;
 mod ring;
 mod router;
+mod sample;
