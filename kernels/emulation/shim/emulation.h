@@ -323,6 +323,7 @@ static inline unsigned __reduce_add_sync(unsigned, unsigned v) {
 template <class T> static inline T emu_atomic(T* p, T next) { T old = *p; *p = next; return old; }
 static inline int atomicAdd(int* p, int v) { return emu_atomic(p, *p + v); }
 static inline unsigned atomicAdd(unsigned* p, unsigned v) { return emu_atomic(p, *p + v); }
+static inline unsigned long long atomicAdd(unsigned long long* p, unsigned long long v) { return emu_atomic(p, *p + v); }
 static inline float atomicAdd(float* p, float v) { return emu_atomic(p, *p + v); }
 static inline unsigned atomicOr(unsigned* p, unsigned v) { return emu_atomic(p, *p | v); }
 static inline unsigned atomicMax(unsigned* p, unsigned v) { return emu_atomic(p, std::max(*p, v)); }

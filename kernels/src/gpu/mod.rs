@@ -22,6 +22,7 @@ mod ring;
 mod router;
 mod rows;
 mod upload;
+mod sample;
 
 use std::sync::{Arc, Mutex};
 
@@ -45,6 +46,7 @@ pub use router::{
 };
 pub use rows::{DeviceRows, ROW_PAD};
 pub use upload::Upload;
+pub use sample::{DeviceSamples, SampleBatch, SampleParams, SampledToken, TokenLogprob, sample, sample_with_limits};
 
 /// A device. A clone is the same device.
 #[derive(Clone, Debug)]

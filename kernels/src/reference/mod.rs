@@ -6,6 +6,7 @@ mod norm;
 mod product;
 mod qkv;
 mod router;
+mod sample;
 
 pub use attention::attention;
 pub use experts::expert_ffn;
@@ -13,3 +14,4 @@ pub use norm::{rms_norm, silu_and_mul};
 pub use product::linear;
 pub use qkv::qkv_rope;
 pub use router::{choose_experts, compared_scores, expert_weights, softmax_weights};
+pub use sample::{sample_candidates, sample_token, token_logprobs};

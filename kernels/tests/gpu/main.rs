@@ -15,3 +15,4 @@ mod norm;
 mod qkv;
 mod ring;
 mod router;
+mod sample;

@@ -231,7 +231,7 @@ proptest! {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(48))]
+    #![proptest_config(ProptestConfig::with_cases(32))]
 
     /// The whole call: logits within their bound, the choice exactly that of these logits, the same bits for a row alone,
     /// for any number of rows, and with logits in parts or whole.
