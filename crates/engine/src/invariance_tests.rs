@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use moetrail_kernels::gpu::Gpu;
 use moetrail_models::{Checkpoint, DtypeChoice};
 use moetrail_routes::ExpertRows;
 use proptest::prelude::*;
@@ -149,9 +150,9 @@ fn folder(model: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(model)
 }
 
-fn start(model: &str, config: EngineConfig) -> Engine {
+fn start(gpu: Option<&Gpu>, model: &str, config: EngineConfig) -> Engine {
     let checkpoint = Checkpoint::open_folder(&folder(model), model).expect("the golden checkpoint opens");
-    let decoder = checkpoint.load(DtypeChoice::Auto, false).expect("the golden checkpoint loads");
+    let decoder = checkpoint.load_on(gpu, DtypeChoice::Auto, false).expect("the golden checkpoint loads");
     Engine::start(decoder, None, checkpoint.eos_token_ids(), config).expect("the engine starts")
 }
 
@@ -315,14 +316,14 @@ struct Met {
 }
 
 /// Runs one load and compares every request with itself alone.
-fn check(alone: &BTreeMap<&str, Engine>, load: &Load, met: &Met) -> Result<(), TestCaseError> {
+fn check(alone: &Alone, load: &Load, met: &Met) -> Result<(), TestCaseError> {
     let mut load = load.clone();
-    let expect = expect(&alone[load.model].handle(), load.model, &mut load.arrivals);
+    let expect = expect(&alone.engines[load.model].handle(), load.model, &mut load.arrivals);
     let blocks =
         |r: &GenerateRequest| (r.prompt.len() + r.sampling.max_tokens.max(1) - 1).div_ceil(load.config.block_size);
     let longest = load.arrivals.iter().map(|a| blocks(&a.request)).max().unwrap_or(1);
     load.config.num_blocks = Some(longest + load.spare_blocks);
-    let engine = start(load.model, load.config.clone());
+    let engine = start(alone.gpu.as_ref(), load.model, load.config.clone());
     let handle = engine.handle();
     let outcomes = run_all(&handle, load.model, &load.arrivals);
     let bump = |counter: &AtomicU32, met: bool| counter.fetch_add(u32::from(met), Ordering::Relaxed);
@@ -373,10 +374,18 @@ fn check(alone: &BTreeMap<&str, Engine>, load: &Load, met: &Met) -> Result<(), T
     Ok(())
 }
 
-/// One engine per model that only ever runs one request at a time.
-fn alone() -> BTreeMap<&'static str, Engine> {
-    let config = EngineConfig { enable_prefix_caching: false, num_blocks: Some(256), ..EngineConfig::default() };
-    MODELS.into_iter().map(|model| (model, start(model, config.clone()))).collect()
+/// One engine per model that only ever runs one request at a time, and where all engines compute.
+struct Alone {
+    engines: BTreeMap<&'static str, Engine>,
+    gpu: Option<Gpu>,
+}
+
+impl Alone {
+    fn on(gpu: Option<Gpu>) -> Self {
+        let config = EngineConfig { enable_prefix_caching: false, num_blocks: Some(256), ..EngineConfig::default() };
+        let engine = |model| (model, start(gpu.as_ref(), model, config.clone()));
+        Self { engines: MODELS.into_iter().map(engine).collect(), gpu }
+    }
 }
 
 fn runner(cases: u32) -> TestRunner {
@@ -388,7 +397,7 @@ fn runner(cases: u32) -> TestRunner {
 
 #[test]
 fn a_request_gives_the_same_bits_alone_and_in_any_company() {
-    let (alone, met) = (alone(), Arc::new(Met::default()));
+    let (alone, met) = (Alone::on(None), Arc::new(Met::default()));
     runner(500).run(&load(), |load| check(&alone, &load, &met)).unwrap_or_else(|error| panic!("{error}"));
     let kinds =
         [&met.preemption, &met.prefix_hit, &met.several_chunks, &met.several_choices, &met.swap, &met.recomputed];
@@ -397,9 +406,17 @@ fn a_request_gives_the_same_bits_alone_and_in_any_company() {
     assert!(met.iter().all(|met| *met >= 50), "a kind of case was met too rarely: {met:?}");
 }
 
+/// The same on a GPU, which is emulated and slow: rows come from its memory, on streams that advance by chance.
+#[test]
+fn on_a_gpu_as_well() {
+    let Some(gpu) = moetrail_emulation::gpu(7, 1 << 30) else { return };
+    let (alone, met) = (Alone::on(Some(gpu)), Met::default());
+    runner(8).run(&load(), |load| check(&alone, &load, &met)).unwrap_or_else(|error| panic!("{error}"));
+}
+
 #[test]
 fn planted_faults_are_caught() {
-    let (alone, met) = (alone(), Met::default());
+    let (alone, met) = (Alone::on(None), Met::default());
     for fault in [Fault::RowShift, Fault::StaleBlock, Fault::RowLostOnCopyOnWrite, Fault::RowLostOnSwap] {
         let load = load().prop_map(move |mut load| {
             load.config.fault = fault;

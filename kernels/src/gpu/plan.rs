@@ -337,7 +337,7 @@ fn used_table<'a>(seq: &SeqSpan<'a>, block_size: usize) -> &'a [u32] {
 /// The width that the tensor cores' kernels take for a head, if they do.
 pub(crate) fn padded_head(shape: &AttentionShape, kv: &DeviceKv) -> Option<usize> {
     let width = [32, 64, 128, 256].into_iter().find(|width| shape.head_dim <= *width)?;
-    (kv.dtype() != WeightDtype::F32 && shape.head_dim % 8 == 0 && shape.head_dim > 0).then_some(width)
+    (kv.dtype() != WeightDtype::F32 && shape.head_dim.is_multiple_of(8) && shape.head_dim > 0).then_some(width)
 }
 
 /// Bytes of the keys or values of a tile.

@@ -287,10 +287,11 @@ impl StagedRows {
     pub fn has_landed(&self) -> Result<bool, GpuError> {
         let state = self.shared.state();
         for id in &self.left {
-            if let Some(piece) = state.pieces.iter().find(|piece| piece.id == *id && piece.wanted) {
-                if !piece.event.has_happened()? {
-                    return Ok(false);
-                }
+            let piece = state.pieces.iter().find(|piece| piece.id == *id && piece.wanted);
+            if let Some(piece) = piece
+                && !piece.event.has_happened()?
+            {
+                return Ok(false);
             }
         }
         Ok(true)
