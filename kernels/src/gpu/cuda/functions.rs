@@ -171,8 +171,10 @@ impl Function {
             format!("{name} {kernel} with grid {grid:?}, block {block}, shared {shared}")
         };
         let refuse = |message: String| Err(GpuError::new(call("launch"), message));
-        if self.params.is_some_and(|params| params != args.len()) {
-            return refuse(format!("{} arguments for {:?} parameters", args.len(), self.params));
+        if let Some(params) = self.params
+            && params != args.len()
+        {
+            return refuse(format!("{} arguments for {params} parameters", args.len()));
         }
         if launch.block > self.most_threads {
             return refuse(format!("at most {} threads, which its registers allow", self.most_threads));
