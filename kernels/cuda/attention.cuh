@@ -13,7 +13,9 @@
 constexpr unsigned TILE = 64;
 constexpr unsigned SPLIT = 512;
 constexpr unsigned TILES_OF_SPLIT = SPLIT / TILE;
-constexpr unsigned LANE_PAIRS = 16;  // (row, head) pairs of a warp
+constexpr unsigned LANE_PAIRS = 16;  // (row, head) pairs of one product
+constexpr unsigned WARPS = 4;
+constexpr unsigned THREADS = WARPS * 32;  // of a block, in every kernel
 
 #ifdef __CUDACC__
 __device__ __forceinline__ float exp2_approx(float x) {
@@ -21,7 +23,13 @@ __device__ __forceinline__ float exp2_approx(float x) {
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
+// The same number, without the compiler knowing: what is read with it is read again, not kept in registers.
+__device__ __forceinline__ unsigned opaque(unsigned x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
 #else
+inline unsigned opaque(unsigned x) { return x; }
 inline float exp2_approx(float x) { return exp2f(x); }
 #endif
 
@@ -71,16 +79,17 @@ struct PairRange {
   }
 };
 
-// The keys or values of one head of a sequence in the cache, T [num_blocks, kv_heads, block_size, head_dim].
+// The keys or values of one head of a sequence in the cache, T [num_blocks, kv_heads, block_size, head_dim]. A cache has
+// fewer than 2^32 rows of head_dim elements, as the launcher checks.
 struct Paging {
-  const unsigned* table;
-  unsigned kv_heads, head, head_dim, block_size;
+  const unsigned* words;
+  unsigned table, kv_heads, head, head_dim, block_size;
   unsigned magic, shift;  // position / block_size = (umulhi(position, magic) + position) >> shift
 
-  // Rows of head_dim elements before that of a position.
-  __device__ __forceinline__ size_t row(unsigned position) const {
+  // Rows before that of a position.
+  __device__ __forceinline__ unsigned row(unsigned position) const {
     const unsigned block = (__umulhi(position, magic) + position) >> shift;
-    return (size_t(table[block]) * kv_heads + head) * block_size + (position - block * block_size);
+    return (words[table + block] * kv_heads + head) * block_size + (position - block * block_size);
   }
 };
 
@@ -94,17 +103,19 @@ __device__ __forceinline__ unsigned chunk_at(unsigned row, unsigned chunk) {
 
 // Starts to copy a tile of which some pair sees something; zeros where no pair looks, as what lies there may be NaN, and
 // beyond the head's elements. (No branches: where nothing is read, the address is that of a neighbour.)
-template <class T, unsigned HD, unsigned THREADS>
+template <class T, unsigned HD>
 __device__ __forceinline__ void load_tile(T* to, const T* cache, unsigned tile, const Paging& paging, Visible visible) {
-  constexpr unsigned CHUNKS = HD / 8;
-#pragma unroll
-  for (unsigned i = 0; i < (TILE * CHUNKS + THREADS - 1) / THREADS; i++) {
-    const unsigned at = i * THREADS + threadIdx.x, row = at / CHUNKS, chunk = at % CHUNKS;
-    if (TILE * CHUNKS % THREADS != 0 && at >= TILE * CHUNKS) break;
-    const unsigned position = tile * TILE + row;
+  constexpr unsigned CHUNKS = HD / 8, ROWS = THREADS / CHUNKS;
+  static_assert(THREADS % CHUNKS == 0, "");
+  const unsigned thread = opaque(threadIdx.x), first = thread / CHUNKS, chunk = thread % CHUNKS;
+  const bool inside = chunk * 8 < paging.head_dim;
+  if (inside) cache += chunk * 8;
+#pragma unroll 8
+  for (unsigned i = 0; i < TILE / ROWS; i++) {
+    const unsigned row = i * ROWS + first, position = tile * TILE + row;
     const unsigned near = min(max(position, visible.first), visible.end - 1);
-    const T* from = cache + paging.row(near) * paging.head_dim + (chunk * 8 < paging.head_dim ? chunk * 8 : 0);
-    cp_async16(to + chunk_at<HD>(row, chunk) * 8, from, near == position && chunk * 8 < paging.head_dim);
+    const T* from = cache + size_t(paging.row(near)) * paging.head_dim;
+    cp_async16(to + chunk_at<HD>(row, chunk) * 8, from, inside && near == position);
   }
 }
 
@@ -123,9 +134,9 @@ __device__ __forceinline__ void query_fragment(unsigned (&a)[4], const T* low, c
 
 // s += a k^T for M times 16 pairs and 16 * N keys from row `first` of the tile, 16 elements of the head from step * 16.
 template <class T, unsigned HD, unsigned M, unsigned N>
-__device__ __forceinline__ void add_scores(float (&s)[M][2 * N][4], const unsigned (&a)[M][4], const T* keys, unsigned first,
-                                           unsigned step) {
-  const unsigned lane = threadIdx.x % 32, row = first + lane / 16 * 8 + lane % 8, chunk = step * 2 + lane / 8 % 2;
+__device__ __forceinline__ void add_scores(float (&s)[M][2 * N][4], const unsigned (&a)[M][4], const T* keys, unsigned lane,
+                                           unsigned first, unsigned step) {
+  const unsigned row = first + lane / 16 * 8 + lane % 8, chunk = step * 2 + lane / 8 % 2;
 #pragma unroll
   for (unsigned n = 0; n < N; n++) {
     unsigned b[4];
@@ -141,9 +152,9 @@ __device__ __forceinline__ void add_scores(float (&s)[M][2 * N][4], const unsign
 
 // o += p v for 16 * N elements of the head: 16 from each of `first`, `first + stride`, ... (in sixteens).
 template <class T, unsigned HD, unsigned M, unsigned N>
-__device__ __forceinline__ void add_values(float (&o)[M][2 * N][4], const unsigned (&p)[M][4], const T* values, unsigned step,
-                                           unsigned first, unsigned stride) {
-  const unsigned lane = threadIdx.x % 32, row = step * 16 + lane / 8 % 2 * 8 + lane % 8;
+__device__ __forceinline__ void add_values(float (&o)[M][2 * N][4], const unsigned (&p)[M][4], const T* values, unsigned lane,
+                                           unsigned step, unsigned first, unsigned stride) {
+  const unsigned row = step * 16 + lane / 8 % 2 * 8 + lane % 8;
 #pragma unroll
   for (unsigned n = 0; n < N; n++) {
     unsigned b[4];
@@ -158,10 +169,11 @@ __device__ __forceinline__ void add_values(float (&o)[M][2 * N][4], const unsign
 }
 
 // From products to scores in powers of two, minus infinity where a row does not look, and each row's maximum over the
-// 8 * N keys from `key`, on all four lanes of the row. Rows see keys up to `ends`, which is 0 where there is no row.
-template <unsigned N>
+// 8 * N keys from `key`, on all four lanes of the row. `end_of` says where the keys that rows g and g + 8 see end: 0 where
+// there is no row.
+template <unsigned N, class End>
 __device__ __forceinline__ void mask_scores(float (&s)[N][4], float (&top)[2], float scale, unsigned key, bool whole,
-                                            const unsigned (&ends)[2], unsigned window) {
+                                            const End& end_of, unsigned window) {
   const unsigned first = key + threadIdx.x % 4 * 2;
   top[0] = top[1] = minus_infinity();
 #pragma unroll
@@ -170,12 +182,12 @@ __device__ __forceinline__ void mask_scores(float (&s)[N][4], float (&top)[2], f
     for (unsigned i = 0; i < 4; i++) s[n][i] = __fmul_rn(s[n][i], scale);
   if (!whole) {
 #pragma unroll
-    for (unsigned i = 0; i < 4; i++) {
-      const unsigned end = ends[i / 2], begin = end > window ? end - window : 0;
+    for (unsigned i = 0; i < 2; i++) {
+      const unsigned end = end_of(i), begin = end > window ? end - window : 0;
 #pragma unroll
-      for (unsigned n = 0; n < N; n++) {
-        const unsigned at = first + n * 8 + i % 2;
-        if (at < begin || at >= end) s[n][i] = minus_infinity();
+      for (unsigned n = 0; n < 2 * N; n++) {
+        const unsigned at = first + n / 2 * 8 + n % 2;
+        if (at < begin || at >= end) s[n / 2][i * 2 + n % 2] = minus_infinity();
       }
     }
   }
@@ -193,7 +205,8 @@ __device__ __forceinline__ void mask_scores(float (&s)[N][4], float (&top)[2], f
 // The maximum while tiles are added: `base` is what weights are relative to, `decay` what multiplies the state so far.
 struct Running {
   float top[2], base[2], decay[2];
-  __device__ __forceinline__ void reset() { top[0] = top[1] = minus_infinity(); }
+  __device__ __forceinline__ void reset() { resume(minus_infinity(), minus_infinity()); }
+  __device__ __forceinline__ void resume(float low, float high) { top[0] = low, top[1] = high; }
   __device__ __forceinline__ void raise(const float (&by)[2]) {
 #pragma unroll
     for (unsigned i = 0; i < 2; i++) {
@@ -247,7 +260,7 @@ struct Merge {
 };
 
 // From the sum of the weights to what multiplies the sum of the values; a row that sees nothing gets zeros.
-__device__ __forceinline__ float inverse(float sum) { return sum == 0.f ? 0.f : __frcp_rn(sum); }
+__device__ __forceinline__ float inverse(float sum) { return sum == 0.f ? 0.f : __fdividef(1.f, sum); }
 
 // Adding zero makes both zeros one: the state of a row that skips a tile may differ in the sign of a zero.
 __device__ __forceinline__ float attended(float value, float inverse_sum) { return __fmaf_rn(value, inverse_sum, 0.f); }

@@ -1,9 +1,6 @@
 // Paged attention of few rows over long contexts: a block takes up to 16 (row, head) pairs and one split of the context.
 #include "attention.cuh"
 
-constexpr unsigned WARPS = 4;
-constexpr unsigned THREADS = WARPS * 32;
-
 // Four warps share each tile: warp w scores its keys 16 w to 16 w + 15, and adds up elements 16 w, 16 (w + 4), ... of the
 // head, from the weights of all four. An entry of the plan is (item, split). The partial state of a pair is f32
 // [head_dim] values, their maximum and their sum, at [entry, kv_heads, pairs, head_dim + 2].
@@ -23,7 +20,7 @@ __device__ __forceinline__ void attend_split(T* out, float* partial, const T* q,
   if (index == NO_ROW) return;
   const Item item = item_at(items, index);
   const PairRange own(item, item.first_pair, LANE_PAIRS, group, window);
-  const Paging paging{words + item.table, kv_heads, kv_head, head_dim, block_size, magic, shift};
+  const Paging paging{words, item.table, kv_heads, kv_head, head_dim, block_size, magic, shift};
 
   unsigned a[STEPS][1][4];
   unsigned ends[2];
@@ -42,21 +39,18 @@ __device__ __forceinline__ void attend_split(T* out, float* partial, const T* q,
   const unsigned first_tile = max(own.any.first / TILE, split * TILES_OF_SPLIT);
   const unsigned end_tile = min((own.any.end + TILE - 1) / TILE, (split + 1) * TILES_OF_SPLIT);
   // Stages as in the kernel of whole contexts: keys and values in turn.
-  const auto load = [&](unsigned stage, unsigned buffer) {
+  const auto load = [&](unsigned stage) {
     if (stage < 2 * end_tile)
-      load_tile<T, HD, THREADS>(tiles + buffer * TILE * HD, stage % 2 == 0 ? k : v, stage / 2, paging, own.any);
+      load_tile<T, HD>(tiles + stage % BUFFERS * TILE * HD, stage % 2 == 0 ? k : v, stage / 2, paging, own.any);
     cp_async_commit();
   };
 #pragma unroll
-  for (unsigned i = 0; i + 1 < BUFFERS; i++) load(2 * first_tile + i, i);
-  unsigned buffer = 0;
+  for (unsigned i = 0; i + 1 < BUFFERS; i++) load(2 * first_tile + i);
   const auto next_stage = [&](unsigned stage) {
     cp_async_wait<BUFFERS - 2>();
     __syncthreads();
-    load(stage + BUFFERS - 1, buffer == 0 ? BUFFERS - 1 : buffer - 1);
-    const T* tile = tiles + buffer * TILE * HD;
-    buffer = buffer + 1 == BUFFERS ? 0 : buffer + 1;
-    return tile;
+    load(stage + BUFFERS - 1);
+    return tiles + stage % BUFFERS * TILE * HD;
   };
 
   Running running;
@@ -70,9 +64,9 @@ __device__ __forceinline__ void attend_split(T* out, float* partial, const T* q,
     const T* stage = next_stage(2 * tile);
     float s[1][2][4] = {{{0.f, 0.f, 0.f, 0.f}, {0.f, 0.f, 0.f, 0.f}}}, top[2];
 #pragma unroll
-    for (unsigned step = 0; step < STEPS; step++) add_scores<T, HD, 1, 1>(s, a[step], stage, warp * 16, step);
+    for (unsigned step = 0; step < STEPS; step++) add_scores<T, HD, 1, 1>(s, a[step], stage, lane, warp * 16, step);
     const bool whole = key >= own.all.first && key + TILE <= own.all.end;
-    mask_scores(s[0], top, scale, key + warp * 16, whole, ends, window);
+    mask_scores(s[0], top, scale, key + warp * 16, whole, [&](unsigned i) { return ends[i]; }, window);
     // `tops` of the tile before was read before the barrier of its values.
     if (lane % 4 == 0) {
       tops[warp][g] = top[0];
@@ -105,7 +99,7 @@ __device__ __forceinline__ void attend_split(T* out, float* partial, const T* q,
       for (unsigned w = 0; w < WARPS; w++) {
         const uint4 at = weights[w][lane];
         const unsigned from[1][4] = {{at.x, at.y, at.z, at.w}};
-        add_values<T, HD, 1, PARTS>(o, from, stage, w, warp, WARPS);
+        add_values<T, HD, 1, PARTS>(o, from, stage, lane, w, warp, WARPS);
       }
     }
   }

@@ -1,8 +1,6 @@
 // Paged attention without tensor cores, of any type and width: a block takes one row and query head.
 #include "attention.cuh"
 
-constexpr unsigned WARPS = 4;
-
 // Warp w takes 32 keys of every 128, counted from the first that the row sees; a lane scores one key, then adds up some
 // elements of the head. Shared memory: f32 [5, head_dim], the query and each warp's values.
 template <class T>
@@ -17,7 +15,7 @@ __device__ __forceinline__ void attend_plain(T* out, const T* q, const T* k, con
   const Item item = item_at(items, blockIdx.y);
   const unsigned row = item.first_pair / group;
   const Visible visible = PairRange(item, item.first_pair, 1, group, window).any;
-  const Paging paging{words + item.table, kv_heads, head / group, head_dim, block_size, magic, shift};
+  const Paging paging{words, item.table, kv_heads, head / group, head_dim, block_size, magic, shift};
   q += size_t(item.first_row + row) * ld + head * head_dim;
   out += size_t(item.first_row + row) * ld + head * head_dim;
   float* const values = query + (1 + warp) * head_dim;
@@ -31,7 +29,7 @@ __device__ __forceinline__ void attend_plain(T* out, const T* q, const T* k, con
     float score = minus_infinity();
     size_t place = 0;
     if (lane < count) {
-      place = paging.row(key) * head_dim;
+      place = size_t(paging.row(key)) * head_dim;
       float dot = 0.f;
       for (unsigned i = 0; i < head_dim; i++) dot += query[i] * to_float(k[place + i]);
       score = dot * scale;
@@ -71,7 +69,7 @@ __device__ __forceinline__ void attend_plain(T* out, const T* q, const T* k, con
 }
 
 #define FOR_TYPE(T, suffix)                                                                                            \
-  extern "C" __global__ void __launch_bounds__(WARPS * 32, 8) attention_plain_##suffix(                                   \
+  extern "C" __global__ void __launch_bounds__(THREADS, 8) attention_plain_##suffix(                                   \
       T* __restrict__ out, const T* __restrict__ q, const T* __restrict__ k, const T* __restrict__ v,                  \
       const unsigned* __restrict__ words, const unsigned* __restrict__ items, unsigned kv_heads, unsigned group,       \
       unsigned head_dim, unsigned ld, unsigned block_size, unsigned magic, unsigned shift, float scale,                \

@@ -64,7 +64,7 @@ pub fn paged_attention(
     let Some(width) = padded_head(shape, kv) else { return Ok(out) };
     if launches.whole_items > 0 {
         let layout = prefill_layout(width);
-        let merged = launches.whole_items * shape.kv_heads * layout.pairs * width * 4;
+        let merged = launches.whole_items * shape.kv_heads * layout.merged;
         let merged = if launches.merge { Some(arena.take(merged)?) } else { None };
         let merged_at: Arg = merged.as_ref().map_or(Address::NULL, |merged| merged.address()).into();
         let items: Arg = items_at(launches.split_items).into();

@@ -349,18 +349,22 @@ pub(crate) fn tile_bytes(width: usize) -> usize {
 pub(crate) struct PrefillLayout {
     /// (Row, head) pairs.
     pub(crate) pairs: usize,
-    /// Bytes of shared memory: tiles, and the queries of wide heads.
+    /// Bytes of shared memory: tiles; of wide heads the queries and each thread's maxima and sums.
     pub(crate) shared: usize,
+    /// Bytes of the state of earlier splits.
+    pub(crate) merged: usize,
 }
 
 pub(crate) fn prefill_layout(width: usize) -> PrefillLayout {
     let pairs = if width <= 128 { 128 } else { 64 };
-    let shared = if width < 128 { 4 * tile_bytes(width) } else { 2 * tile_bytes(width) + pairs * width * 2 };
-    PrefillLayout { pairs, shared }
+    let shared = if width < 128 { 4 * tile_bytes(width) } else { 2 * tile_bytes(width) + pairs * (2 * width + 32) };
+    PrefillLayout { pairs, shared, merged: pairs * 32 * (width / 8 + 1) }
 }
 
 fn check(shape: &AttentionShape, kv: &DeviceKv, seqs: &[SeqSpan<'_>]) -> Result<(), KernelError> {
     shape.check_heads(OP, kv)?;
+    // The kernels count rows of head_dim elements in 32 bits.
+    check_index(OP, "rows of the cache", kv.num_blocks() * kv.block_size() * shape.kv_heads, u32::MAX as usize)?;
     let mut next_row = 0;
     for seq in seqs {
         check_index(OP, "previous span's end", next_row, seq.rows.start + 1)?;

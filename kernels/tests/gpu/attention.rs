@@ -195,7 +195,7 @@ fn shape(kv_heads: usize, group: usize, head_dim: usize, window: Option<usize>) 
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(40))]
+    #![proptest_config(ProptestConfig::with_cases(28))]
 
     #[test]
     fn attention_agrees(
