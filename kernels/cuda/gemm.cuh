@@ -37,37 +37,55 @@ __device__ __forceinline__ unsigned token_offset(unsigned row, unsigned quarter)
   return row * ROW_BYTES + (quarter ^ row / 2 % 4) * 16;
 }
 
-// acc += a chunk's product, by one warp: `a` is P panels, `b` 8 * NT rows of tokens.
+// What a warp multiplies at once: P panels by 8 * NT tokens, 16 of K. A chunk at `a` (panels) and `b` (tokens) has two.
+template <class T, unsigned P, unsigned NT>
+struct Fragments {
+  uint4 weights[P];
+  unsigned tokens[NT][2];
+
+  __device__ __forceinline__ void load(const unsigned char* a, const unsigned char* b, unsigned step, unsigned lane) {
+    if constexpr (NT == 1) {
+      // Half of it is of the other step.
+      unsigned r[4];
+      ldmatrix_x4(r, b + token_offset(lane % 8, lane / 8));
+      tokens[0][0] = r[2 * step];
+      tokens[0][1] = r[2 * step + 1];
+    } else {
+#pragma unroll
+      for (unsigned j = 0; j < NT; j += 2) {
+        unsigned r[4];
+        ldmatrix_x4(r, b + token_offset((j + lane / 16) * 8 + lane % 8, step * 2 + lane / 8 % 2));
+        tokens[j][0] = r[0];
+        tokens[j][1] = r[1];
+        tokens[j + 1][0] = r[2];
+        tokens[j + 1][1] = r[3];
+      }
+    }
+#pragma unroll
+    for (unsigned p = 0; p < P; p++)
+      weights[p] = *reinterpret_cast<const uint4*>(a + p * PANEL_BYTES + step * 512 + lane * 16);
+  }
+
+  __device__ __forceinline__ void add_to(float (&acc)[P][NT][4]) const {
+#pragma unroll
+    for (unsigned p = 0; p < P; p++) {
+      const unsigned v[4] = {weights[p].x, weights[p].y, weights[p].z, weights[p].w};
+#pragma unroll
+      for (unsigned j = 0; j < NT; j++) mma<T>(acc[p][j], v, tokens[j]);
+    }
+  }
+};
+
+// acc += a chunk's product, by one warp.
 template <class T, unsigned P, unsigned NT>
 struct Chunk {
   static __device__ __forceinline__ void multiply(float (&acc)[P][NT][4], const unsigned char* a, const unsigned char* b,
                                                   unsigned lane) {
-    unsigned only[4];  // of one tile of tokens, both steps come in one load
-    if constexpr (NT == 1) ldmatrix_x4(only, b + token_offset(lane % 8, lane / 8));
 #pragma unroll
     for (unsigned step = 0; step < 2; step++) {
-      unsigned tokens[NT][2];
-      if constexpr (NT == 1) {
-        tokens[0][0] = only[2 * step];
-        tokens[0][1] = only[2 * step + 1];
-      } else {
-#pragma unroll
-        for (unsigned j = 0; j < NT; j += 2) {
-          unsigned r[4];
-          ldmatrix_x4(r, b + token_offset((j + lane / 16) * 8 + lane % 8, step * 2 + lane / 8 % 2));
-          tokens[j][0] = r[0];
-          tokens[j][1] = r[1];
-          tokens[j + 1][0] = r[2];
-          tokens[j + 1][1] = r[3];
-        }
-      }
-#pragma unroll
-      for (unsigned p = 0; p < P; p++) {
-        const uint4 v = *reinterpret_cast<const uint4*>(a + p * PANEL_BYTES + step * 512 + lane * 16);
-        const unsigned weights[4] = {v.x, v.y, v.z, v.w};
-#pragma unroll
-        for (unsigned j = 0; j < NT; j++) mma<T>(acc[p][j], weights, tokens[j]);
-      }
+      Fragments<T, P, NT> fragments;
+      fragments.load(a, b, step, lane);
+      fragments.add_to(acc);
     }
   }
 };
@@ -210,7 +228,7 @@ __device__ __forceinline__ void split_product(unsigned char* smem, const Weights
 template <unsigned WM, unsigned WN, unsigned P, unsigned NT>
 constexpr unsigned TILE_STAGE = WM * P * PANEL_BYTES + WN * NT * 8 * ROW_BYTES;
 
-constexpr unsigned TILE_STAGES = 4;
+constexpr unsigned TILE_STAGES = 5;
 
 // Tokens rows(0..8 * WN * NT) by WM * P panels from `first_panel`.
 template <class T, unsigned WM, unsigned WN, unsigned P, unsigned NT, class Rows, class Out>
@@ -256,19 +274,34 @@ __device__ __forceinline__ void tile_product(unsigned char* smem, const Weights&
     cp_async_commit();
   }
   out.prepare();
+  const unsigned a = warp_m * (P * PANEL_BYTES), b = WM * P * PANEL_BYTES + warp_n * (NT * 8 * ROW_BYTES);
   float total[P][NT][4] = {}, acc[P][NT][4] = {};
-  unsigned slot = 0, left = w.segment;
+  cp_async_wait<STAGES - 2>();
+  __syncthreads();  // the first chunk is there
+  // With tensor cores, the next step's fragments are loaded while a step's are multiplied.
+  constexpr bool CORES = sizeof(T) == 2;
+  [[maybe_unused]] Fragments<T, P, NT> even, odd;
+  if constexpr (CORES) even.load(smem + a, smem + b, 0, lane);
+  unsigned char* stage = smem;
+  unsigned left = w.segment;
   for (unsigned chunk = 0; chunk < w.chunks; chunk++) {
-    cp_async_wait<STAGES - 2>();
-    // Each thread waited for its own copies of this chunk: behind the barrier all threads' are there. And all warps
-    // have read the chunk before, whose stage is the next to be filled.
+    if constexpr (CORES) {
+      odd.load(stage + a, stage + b, 1, lane);
+      even.add_to(acc);
+    } else {
+      Chunk<T, P, NT>::multiply(acc, stage + a, stage + b, lane);
+    }
+    cp_async_wait<STAGES - 3>();
+    // Each thread waited for its own copies of the next chunk: behind the barrier all threads' are there. And all warps
+    // have read all of this chunk and of the one before, whose stage is the next to be filled.
     __syncthreads();
-    if (chunk + STAGES - 1 < w.chunks) load(smem + (slot == 0 ? STAGES - 1 : slot - 1) * STAGE);
+    if (chunk + STAGES - 1 < w.chunks) load(stage == smem ? smem + (STAGES - 1) * STAGE : stage - STAGE);
     cp_async_commit();
-    const unsigned char* stage = smem + slot * STAGE;
-    Chunk<T, P, NT>::multiply(acc, stage + warp_m * (P * PANEL_BYTES),
-                              stage + WM * P * PANEL_BYTES + warp_n * (NT * 8 * ROW_BYTES), lane);
-    slot = slot + 1 == STAGES ? 0 : slot + 1;
+    stage = stage == smem + (STAGES - 1) * STAGE ? smem : stage + STAGE;
+    if constexpr (CORES) {
+      if (chunk + 1 < w.chunks) even.load(stage + a, stage + b, 0, lane);
+      odd.add_to(acc);
+    }
     if (--left == 0 || chunk + 1 == w.chunks) {
       left = w.segment;
 #pragma unroll

@@ -51,7 +51,8 @@ impl Split {
 
 /// Bytes of shared memory of `tile_product` with tiles of 128 outputs.
 pub(crate) fn tile_shared(tokens: usize) -> u32 {
-    int(4 * (128 + tokens) * CHUNK)
+    // As `TILE_STAGES`.
+    int(5 * (128 + tokens) * CHUNK)
 }
 
 /// A kernel's name with the suffix of a type.
@@ -101,7 +102,8 @@ impl LinearTiling {
         if n > 64 && tiles(128) >= multiprocessors {
             return LinearTiling::Tile { tokens: 128 };
         }
-        if n > 64 && tiles(64) * 2 >= multiprocessors {
+        // Few tokens too are read less often by tall tiles, which is worth more than what stays empty.
+        if n > 16 && tiles(64) * 2 >= multiprocessors {
             return LinearTiling::Tile { tokens: 64 };
         }
         let tokens = n.next_power_of_two().clamp(8, 64);
@@ -219,6 +221,7 @@ mod tests {
             (128, 2048, split(32, 64)),
             (300, 2048, LinearTiling::Tile { tokens: 64 }),
             (2048, 2048, LinearTiling::Tile { tokens: 128 }),
+            (17, 151936, LinearTiling::Tile { tokens: 64 }),
             (65, 151936, LinearTiling::Tile { tokens: 128 }),
         ] {
             assert_eq!(LinearTiling::choose(n, outs, 132), tiling, "{n} x {outs}");
