@@ -314,9 +314,9 @@ fn choose(
         _ => Some(DeviceRows::floats(arena, n, cfg.num_experts)?),
     };
     let kernel = match cfg.num_experts {
-        ..=128 => "router_select_128",
-        ..=256 => "router_select_256",
-        ..=512 => "router_select_512",
+        0..=128 => "router_select_128",
+        129..=256 => "router_select_256",
+        257..=512 => "router_select_512",
         _ => "router_select_1024",
     };
     let (sigmoid, n_group, topk_group) = match cfg.scoring {
