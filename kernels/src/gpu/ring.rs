@@ -286,11 +286,8 @@ impl StagedRows {
     /// Whether [`land`](Self::land) would not wait.
     pub fn has_landed(&self) -> Result<bool, GpuError> {
         let state = self.shared.state();
-        for id in &self.left {
-            let piece = state.pieces.iter().find(|piece| piece.id == *id && piece.wanted);
-            if let Some(piece) = piece
-                && !piece.event.has_happened()?
-            {
+        for piece in state.pieces.iter().filter(|piece| self.left.contains(&piece.id)) {
+            if !piece.event.has_happened()? {
                 return Ok(false);
             }
         }
