@@ -224,7 +224,6 @@ __device__ __forceinline__ Weights weights_of(const void* experts, unsigned expe
   SPLIT(T, 1, 2, experts_up_split_8_##suffix, experts_down_split_8_##suffix)                 \
   SPLIT(T, 2, 2, experts_up_split_16_##suffix, experts_down_split_16_##suffix)               \
   SPLIT(T, 4, 2, experts_up_split_32_##suffix, experts_down_split_32_##suffix)               \
-  SPLIT(T, 8, 1, experts_up_split_64_##suffix, experts_down_split_64_##suffix)               \
   TILE(T, 4, 2, 2, 4, 2, experts_up_tile_64_##suffix, experts_down_tile_64_##suffix)         \
   TILE(T, 2, 4, 4, 4, 1, experts_up_tile_128_##suffix, experts_down_tile_128_##suffix)
 FOR_TYPE(float, f32)
