@@ -1,14 +1,14 @@
 // Products with packed weights: the weights are the first operand of `mma`, the tokens the second.
 //
 // K is cut into segments by the layer's shape alone. A segment is summed from zero, k ascending; the segments' sums are
-// added to zero, in ascending order. Every kernel here does just that, so the bits of an output do not depend on which of
-// them computed it, or on what else they computed.
+// added to zero, in ascending order. Every kernel here does just that, so the bits of an output do not depend on which
+// of them computed it, or on what else they computed.
 //
-// K goes through shared memory in chunks of 64 bytes a row: of a panel (16 outputs) a chunk is 1 KiB, which lies together
-// in the weights. `Rows` says which row of the operand a token is (NO_ROW: none, zeros stand for it); a thread asks it
-// for token i as its `slot`th. `Out` takes the sums: of a fragment (16 outputs by 8 tokens, laid out as mma's `d`), or,
-// where `Out::PANELS` is 2, of both fragments of two neighbouring panels. Its `prepare` is called while the first copies
-// are under way, and what it leaves in shared memory may be read when sums are put.
+// K goes through shared memory in chunks of 64 bytes a row: of a panel (16 outputs) a chunk is 1 KiB, which lies
+// together in the weights. `Rows` says which row of the operand a token is (NO_ROW: none, zeros stand for it); a thread
+// asks it for token i as its `slot`th. `Out` takes the sums: of a fragment (16 outputs by 8 tokens, laid out as mma's
+// `d`), or, where `Out::PANELS` is 2, of both fragments of two neighbouring panels. Its `prepare` is called while the
+// first copies are under way, and what it leaves in shared memory may be read when sums are put.
 #pragma once
 #include "common.cuh"
 

@@ -37,7 +37,8 @@ impl ExpertTiling {
     /// For `n` tokens: an expert's weights should be read once, and not for more pairs than there may be.
     pub fn choose(n: usize, top_k: usize, num_experts: usize) -> ExpertTiling {
         match (n * top_k).div_ceil(num_experts.max(1)) {
-            // A token may choose an expert once, so there are no more than `n` pairs; twice the average is seldom passed.
+            // A token may choose an expert once, so there are no more than `n` pairs; twice the average is seldom
+            // passed.
             mean @ 0..=16 => ExpertTiling::Split((2 * mean).min(n).next_power_of_two().clamp(8, 32)),
             17..=96 => ExpertTiling::Tile(64),
             _ => ExpertTiling::Tile(128),
@@ -87,11 +88,10 @@ impl ExpertTiling {
 /// `sum over k of weight_k * down(silu(gate x) * (up x))` of the chosen experts: `x` `[n, hidden]` as products read it,
 /// `topk_ids` u32 and `topk_weights` f32 `[n, top_k]`, to f32 `[n, hidden]`.
 ///
-/// The sum runs by ascending expert id, and the bits of a row depend on that row, its routing and the weights alone. An id
-/// that is not below the number of experts chooses none.
+/// The sum runs by ascending expert id, and the bits of a row depend on that row, its routing and the weights alone. An
+/// id that is not below the number of experts chooses none.
 ///
-/// # Panics
-/// When `x` has another element type than the weights.
+/// # Panics When `x` has another element type than the weights.
 pub fn expert_ffn(
     arena: &Arena,
     x: &DeviceRows,
