@@ -1,5 +1,7 @@
 //! The GPU kernels against their references: on the emulation, or on an NVIDIA GPU where `MOETRAIL_TEST_DEVICE=cuda`.
 
+#![allow(clippy::unwrap_used)]
+
 #[path = "../forms/toss.rs"]
 #[allow(dead_code)]
 mod toss;
