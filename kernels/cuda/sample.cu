@@ -23,6 +23,8 @@ struct Params {
   unsigned uniform[2];  // an f64's halves
   unsigned greedy;
   unsigned logprobs;  // 0: none; else 1 + how many of the best tokens
+  unsigned row;       // of the logits
+  unsigned given;     // a token to be scored, and none is chosen; NO_ROW: none is given
 };
 
 enum Mode : unsigned { DONE, BY_LIST, BY_LEVELS };
@@ -179,7 +181,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) sample_max(const float* __
   __shared__ float part[THREADS / 32];
   __shared__ unsigned part_ids[THREADS / 32], part_nan[THREADS / 32];
   const unsigned row = blockIdx.y, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const float* x = logits + size_t(row) * vocab;
+  const Params params = params_[row];
+  const float* x = logits + size_t(params.row) * vocab;
   RowState& state = states[row];
   float* best = best_ + size_t(row) * gridDim.x;
   unsigned* best_ids = best_ids_ + size_t(row) * gridDim.x;
@@ -236,7 +239,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) sample_max(const float* __
     state.argmax = id;
     unsigned* out = Out{out_, top}.row(row);
     // Of a row whose best logit is infinite nothing can be sampled, as every weight is NaN.
-    out[TOKEN] = params_[row].greedy ? id : NO_ROW;
+    out[TOKEN] = params.given != NO_ROW ? params.given : params.greedy ? id : NO_ROW;
     out[IS_NAN] = *(volatile unsigned*)&state.is_nan;
   }
 }
@@ -253,7 +256,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 4)
   const unsigned row = blockIdx.y, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const Params params = params_[row];
   RowState& state = states[row];
-  const float* x = logits + size_t(row) * vocab;
+  const float* x = logits + size_t(params.row) * vocab;
   const Scaled scaled(x, params, state);
   const bool sampled = !params.greedy && fabsf(scaled.max) < INFINITY;
   const bool truncates = sampled && (params.top_k > 0 || params.top_p < 1.f);
@@ -399,7 +402,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   RowState& state = states[row];
   if (state.mode != BY_LIST) return;
   const Params params = params_[row];
-  const float* x = logits + size_t(row) * vocab;
+  const float* x = logits + size_t(params.row) * vocab;
   const Scaled scaled(x, params, state);
   u64* list = lists + size_t(row) * LIST;
   const unsigned end_bucket = state.end_bucket;
@@ -478,7 +481,7 @@ extern "C" __global__ void __launch_bounds__(LEVEL_THREADS)
   const RowState& state = states[row];
   if (state.mode != BY_LEVELS) return;
   const Params params = params_[row];
-  const Scaled scaled(logits + size_t(row) * vocab, params, state);
+  const Scaled scaled(logits + size_t(params.row) * vocab, params, state);
 
   // The tokens up to where the running sums, best token first, have `want` counts, or a mass beyond `limit`: those with a
   // larger key, and of those with this key the first `ties`, which weigh `mass` together.
@@ -592,7 +595,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
                     unsigned top, unsigned vocab) {
   const unsigned row = blockIdx.y, num_top = params_[row].logprobs - 1;
   if (params_[row].logprobs == 0) return;
-  const float* x = logits + size_t(row) * vocab;
+  const float* x = logits + size_t(params_[row].row) * vocab;
   RowState& state = states[row];
   unsigned* out = Out{out_, top}.row(row);
   u64* keys = keys_ + size_t(row) * gridDim.x * MAX_TOP;

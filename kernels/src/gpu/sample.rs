@@ -10,8 +10,8 @@ const OP: &str = "sample";
 /// Below this temperature sampling is greedy.
 const GREEDY_BELOW: f32 = 1e-5;
 
-/// Tokens that a row may ask to be listed.
-const MAX_TOP: usize = 20;
+/// Stands for no token.
+const NONE: u32 = u32::MAX;
 
 /// As in `kernels/cuda/sample.cu`.
 const STATE_BYTES: usize = 64;
@@ -19,7 +19,7 @@ const BUCKETS: usize = 1024;
 const LIST: usize = 2048;
 const CHUNK: usize = 4096;
 
-/// How a row's token is chosen. Rows whose logits must be changed first (penalties, biases, masks) are not for the device.
+/// How a token is chosen, or one that is given is scored. Rows whose logits must be changed first (penalties, biases, masks) are not for the device.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SampleParams {
     /// 0 is greedy.
@@ -34,19 +34,31 @@ pub struct SampleParams {
     pub uniform: f64,
     /// Whether logprobs are reported, and how many of the most likely tokens.
     pub logprobs: Option<usize>,
+    /// The token, if it is not to be chosen but only scored.
+    pub given: Option<u32>,
 }
 
 impl SampleParams {
-    /// Words of a row.
-    pub const WORDS: usize = 8;
+    /// The best token.
+    pub const GREEDY: SampleParams =
+        SampleParams { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0, uniform: 0.0, logprobs: None, given: None };
 
-    /// Whether the best token is taken.
+    /// The most likely tokens that a row may ask to be listed, at most.
+    pub const MAX_TOP: usize = 20;
+
+    /// Logits that a row may have: ids and their sums of weights, 2^44 each, fit their words.
+    pub const MAX_VOCAB: usize = 1 << 18;
+
+    /// Words of a row.
+    pub const WORDS: usize = 10;
+
+    /// Whether no random number is used.
     pub fn is_greedy(&self) -> bool {
-        self.temperature < GREEDY_BELOW
+        self.temperature < GREEDY_BELOW || self.given.is_some()
     }
 
-    /// What the kernels read.
-    pub fn words(&self) -> [u32; Self::WORDS] {
+    /// What the kernels read, for this row of the logits.
+    pub fn words(&self, row: u32) -> [u32; Self::WORDS] {
         let greedy = self.is_greedy();
         let uniform = self.uniform.to_bits();
         let ln_min_p = if self.min_p > 0.0 { self.min_p.ln() } else { f32::NEG_INFINITY };
@@ -59,6 +71,8 @@ impl SampleParams {
             (uniform >> 32) as u32,
             greedy.into(),
             self.logprobs.map_or(0, |top| int(top) + 1),
+            row,
+            self.given.unwrap_or(NONE),
         ]
     }
 
@@ -71,20 +85,23 @@ impl SampleParams {
 #[derive(Clone, Debug, Default)]
 pub struct SampleBatch {
     words: Vec<u32>,
-    /// Of each row.
+    /// Of each token.
     logprobs: Vec<Option<usize>>,
+    /// Rows of the logits that are read.
+    rows: usize,
     sampled: bool,
     truncated: bool,
 }
 
 impl SampleBatch {
-    /// Of rows with these parameters.
-    pub fn new(rows: &[SampleParams]) -> SampleBatch {
+    /// One token for each pair of a row of the logits and parameters; several may be of one row.
+    pub fn new(tokens: &[(u32, SampleParams)]) -> SampleBatch {
         SampleBatch {
-            words: rows.iter().flat_map(SampleParams::words).collect(),
-            logprobs: rows.iter().map(|params| params.logprobs).collect(),
-            sampled: rows.iter().any(|params| !params.is_greedy()),
-            truncated: rows.iter().any(SampleParams::truncates),
+            words: tokens.iter().flat_map(|(row, params)| params.words(*row)).collect(),
+            logprobs: tokens.iter().map(|(_, params)| params.logprobs).collect(),
+            rows: tokens.iter().map(|(row, _)| *row as usize + 1).max().unwrap_or(0),
+            sampled: tokens.iter().any(|(_, params)| !params.is_greedy()),
+            truncated: tokens.iter().any(|(_, params)| params.truncates()),
         }
     }
 
@@ -98,7 +115,7 @@ impl SampleBatch {
         bytes_of(&self.words)
     }
 
-    /// Rows.
+    /// Tokens.
     pub fn len(&self) -> usize {
         self.logprobs.len()
     }
@@ -109,14 +126,14 @@ impl SampleBatch {
     }
 }
 
-/// A row's token on the host.
+/// A token on the host.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SampledToken {
     /// The token; `None` if nothing can be sampled.
     pub token: Option<u32>,
-    /// Whether a logit is NaN; the request fails.
+    /// Whether a logit of its row is NaN; the request fails.
     pub is_nan: bool,
-    /// Its logprob and the most likely tokens, if the row asked.
+    /// Its logprob and the most likely tokens, if they were asked for.
     pub logprobs: Option<TokenLogprob>,
 }
 
@@ -140,12 +157,12 @@ pub struct DeviceSamples {
 }
 
 impl DeviceSamples {
-    /// Where the words are: u32 `[len, row_words]`.
-    pub fn address(&self) -> Address {
-        self.words.address()
+    /// Where the words are, u32 `[len, row_words]`, and how many: for [`Gpu::read_all`](crate::gpu::Gpu::read_all).
+    pub fn place(&self) -> (Address, usize) {
+        (self.words.address(), self.len() * self.row_words())
     }
 
-    /// Rows.
+    /// Tokens.
     pub fn len(&self) -> usize {
         self.logprobs.len()
     }
@@ -155,19 +172,14 @@ impl DeviceSamples {
         self.logprobs.is_empty()
     }
 
-    /// Words of a row: token, NaN, logprob, rank, then ids and logprobs of the most likely tokens.
+    /// Words of a token: id, NaN, logprob, rank, then ids and logprobs of the most likely tokens.
     pub fn row_words(&self) -> usize {
         4 + 2 * self.top
     }
 
-    /// Bytes to copy to the host.
-    pub fn bytes(&self) -> usize {
-        self.len() * self.row_words() * 4
-    }
-
     /// What the words, copied to the host, say.
     pub fn parse(&self, words: &[u32]) -> Vec<SampledToken> {
-        let token = |word: u32| (word != u32::MAX).then_some(word);
+        let token = |word: u32| (word != NONE).then_some(word);
         let row = |(words, logprobs): (&[u32], &Option<usize>)| SampledToken {
             token: token(words[0]),
             is_nan: words[1] != 0,
@@ -184,7 +196,8 @@ impl DeviceSamples {
 
     /// Copies the tokens to the host and waits for them.
     pub fn to_host(&self) -> Result<Vec<SampledToken>, GpuError> {
-        let words = self.words.gpu().read(self.address(), self.len() * self.row_words())?;
+        let (address, len) = self.place();
+        let words = self.words.gpu().read(address, len)?;
         Ok(self.parse(&words))
     }
 }
@@ -198,8 +211,8 @@ struct Limits {
     blocks: usize,
 }
 
-/// Samples a token of each row of `logits` f32 `[m, vocab]`. `params` are the batch's words, `[m, SampleParams::WORDS]` on
-/// the device.
+/// Samples the batch's `m` tokens from rows of `logits` f32 `[rows, vocab]`. `params` are the batch's words,
+/// `[m, SampleParams::WORDS]` on the device.
 ///
 /// Tokens are those of the CPU's sampler, except where rounding decides: weights are f32, their sums exact.
 pub fn sample(
@@ -211,7 +224,7 @@ pub fn sample(
     // Blocks of all rows that fill a device, each with at least 2048 tokens.
     const BLOCKS: usize = 1024;
     let most = logits.width().div_ceil(2048).max(1);
-    let blocks = (BLOCKS / logits.len().max(1)).clamp(1, most);
+    let blocks = (BLOCKS / batch.len().max(1)).clamp(1, most);
     launch(arena, logits, batch, params, Limits { list: LIST, blocks })
 }
 
@@ -235,14 +248,13 @@ fn launch(
     params: Address,
     limits: Limits,
 ) -> Result<DeviceSamples, KernelError> {
-    let (m, vocab) = (logits.len(), logits.width());
-    check_shape(OP, "params", &[batch.len()], &[m])?;
+    let (m, vocab) = (batch.len(), logits.width());
+    check_index(OP, "rows of the logits", batch.rows, logits.len() + 1)?;
     check_shape(OP, "row stride of the logits", &[logits.ld()], &[vocab])?;
-    // Ids and their sums of weights, 2^44 each, fit their words.
-    check_index(OP, "vocabulary", vocab.wrapping_sub(1), 1 << 18)?;
+    check_index(OP, "vocabulary", vocab.wrapping_sub(1), SampleParams::MAX_VOCAB)?;
     check_index(OP, "candidates to sort", limits.list, LIST + 1)?;
     let top = batch.logprobs.iter().flatten().copied().max();
-    check_index(OP, "most likely tokens", top.unwrap_or(0), MAX_TOP + 1)?;
+    check_index(OP, "most likely tokens", top.unwrap_or(0), SampleParams::MAX_TOP + 1)?;
     let with_logprobs = top.is_some();
     let top = top.unwrap_or(0);
     let words = arena.take(m * (4 + 2 * top) * 4)?;
@@ -260,10 +272,10 @@ fn launch(
     // SAFETY: the memory was just taken, and is as long.
     unsafe { arena.gpu().driver().fill(Stream::Compute, states.address(), 0, zeroed)? };
     let parts = arena.take(m * limits.blocks * 8)?;
-    let [out, rows] = [samples.address(), logits.address()];
+    let [out, rows] = [samples.words.address(), logits.address()];
     let grid = [int(limits.blocks), int(m), 1];
     let run = |kernel: &'static str, grid: [u32; 3], block: u32, args: &[Arg]| -> Result<(), GpuError> {
-        // SAFETY: every kernel is given the rows, their parameters and states, and memory of the size that it takes.
+        // SAFETY: every kernel is given the rows, the tokens' parameters and states, and memory of the size that it takes.
         unsafe { arena.gpu().launch(Launch { kernel, grid, block, shared: 0 }, args) }
     };
     let common: [Arg; 3] = [rows.into(), params.into(), states.address().into()];
@@ -284,7 +296,7 @@ fn launch(
     }
     if with_logprobs {
         let chunks = vocab.div_ceil(CHUNK);
-        let keys = arena.take(m * chunks * MAX_TOP * 8)?;
+        let keys = arena.take(m * chunks * SampleParams::MAX_TOP * 8)?;
         run("sample_logprobs", [int(chunks), int(m), 1], 256, &with(&[keys.address().into()]))?;
     }
     Ok(samples)

@@ -7,8 +7,7 @@ use proptest::prelude::*;
 use crate::device::{floats, gpu};
 use crate::toss::Toss;
 
-const GREEDY: SampleParams =
-    SampleParams { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0, uniform: 0.0, logprobs: None };
+const GREEDY: SampleParams = SampleParams::GREEDY;
 
 /// What rounding of a sum may shift, relative to the sum.
 const ROUNDING: f64 = 1e-6;
@@ -47,19 +46,21 @@ fn params(toss: &mut Toss) -> SampleParams {
             _ => unit(toss),
         },
         logprobs: [None, Some(0), Some(1), Some(5), Some(20)][toss.below(5)],
+        given: None,
     }
 }
 
 fn run(gpu: &Gpu, logits: &[f32], params: &[SampleParams], limits: Option<(usize, usize)>) -> Vec<SampledToken> {
     let arena = Arena::new(gpu);
     let rows = floats(&arena, logits, logits.len() / params.len());
-    let batch = SampleBatch::new(params);
+    let tokens: Vec<(u32, SampleParams)> = (0..).zip(params.iter().copied()).collect();
+    let batch = SampleBatch::new(&tokens);
     let words = DeviceBuffer::of(gpu, batch.words()).unwrap();
     let samples = match limits {
         None => sample(&arena, &rows, &batch, words.address()).unwrap(),
         Some((list, blocks)) => sample_with_limits(&arena, &rows, &batch, words.address(), list, blocks).unwrap(),
     };
-    assert_eq!((samples.len(), samples.bytes()), (params.len(), params.len() * samples.row_words() * 4));
+    assert_eq!((samples.len(), samples.place().1), (params.len(), params.len() * samples.row_words()));
     samples.to_host().unwrap()
 }
 
@@ -82,7 +83,7 @@ fn check(logits: &[f32], params: &SampleParams, got: &SampledToken) {
     if got.is_nan {
         return;
     }
-    let expected = reference::sample_token(logits, params);
+    let expected = params.given.or_else(|| reference::sample_token(logits, params));
     match got.token {
         Some(token) if got.token != expected => {
             assert!(
@@ -95,7 +96,8 @@ fn check(logits: &[f32], params: &SampleParams, got: &SampledToken) {
     assert_eq!(got.logprobs.is_some(), params.logprobs.is_some());
     if let (Some(token), Some(top), Some(got)) = (got.token, params.logprobs, &got.logprobs) {
         let (logprob, rank, expected) = reference::token_logprobs(logits, token, top);
-        let close = |a: f32, b: f32| a == b || (a - b).abs() <= 4e-6 * (1.0 + b.abs());
+        // A given token may be one of a row that has no best logit.
+        let close = |a: f32, b: f32| a == b || (a.is_nan() && b.is_nan()) || (a - b).abs() <= 4e-6 * (1.0 + b.abs());
         assert!(close(got.logprob, logprob), "{} is not {logprob}", got.logprob);
         assert_eq!(got.rank, rank);
         assert_eq!(got.top.len(), expected.len());
@@ -117,7 +119,9 @@ proptest! {
         if toss.below(4) == 0 {
             logits[toss.below(m * vocab)] = f32::NAN;
         }
-        let params: Vec<SampleParams> = (0..m).map(|_| params(&mut toss)).collect();
+        let given = |toss: &mut Toss| (toss.below(4) == 0).then(|| toss.below(vocab) as u32);
+        let params: Vec<SampleParams> =
+            (0..m).map(|_| SampleParams { given: given(&mut toss), ..params(&mut toss) }).collect();
         let got = run(&gpu, &logits, &params, None);
         for ((logits, params), got) in logits.chunks(vocab).zip(&params).zip(&got) {
             check(logits, params, got);
@@ -129,6 +133,37 @@ proptest! {
         let alone = run(&gpu, &logits[at * vocab..][..vocab], &params[at..=at], None);
         assert_eq!(readable(&alone), readable(&got[at..=at]), "a row alone");
     }
+}
+
+/// Several tokens of one row, rows that nobody reads, and several batches read at once.
+#[test]
+fn tokens_name_their_rows() {
+    let Some(gpu) = gpu(4) else { return };
+    let (vocab, mut toss) = (700, Toss::new(4));
+    let logits: Vec<f32> = (0..4).flat_map(|_| row(&mut toss, vocab)).collect();
+    let arena = Arena::new(&gpu);
+    let rows = floats(&arena, &logits, vocab);
+    let mut samples = Vec::new();
+    let batches: [&[u32]; 3] = [&[2, 0, 0, 3, 0], &[], &[3]];
+    let batches = batches.map(|rows| rows.iter().map(|row| (*row, params(&mut toss))).collect::<Vec<_>>());
+    for tokens in &batches {
+        let batch = SampleBatch::new(tokens);
+        let words = DeviceBuffer::of(&gpu, batch.words()).unwrap();
+        samples.push(sample(&arena, &rows, &batch, words.address()).unwrap());
+        assert_eq!(samples.last().map(|samples| samples.len()), Some(tokens.len()));
+    }
+    let places: Vec<_> = samples.iter().map(|samples| samples.place()).collect();
+    let words = gpu.read_all(&places).unwrap();
+    for ((tokens, samples), words) in batches.iter().zip(&samples).zip(&words) {
+        for ((row, params), got) in tokens.iter().zip(samples.parse(words)) {
+            let own = &logits[*row as usize * vocab..][..vocab];
+            check(own, params, &got);
+            assert_eq!(format!("{got:?}"), format!("{:?}", run(&gpu, own, &[*params], None)[0]));
+        }
+    }
+    let beyond = SampleBatch::new(&[(4, GREEDY)]);
+    let words = DeviceBuffer::of(&gpu, beyond.words()).unwrap();
+    assert!(sample(&arena, &rows, &beyond, words.address()).is_err());
 }
 
 /// One row of a large vocabulary, which many blocks share.
