@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use candle_core::{DType, Device, Tensor};
-use moetrail_kernels::gpu::Gpu;
+use moetrail_kernels::gpu::{Gpu, SampleParams};
 use moetrail_kernels::{KvPool, WeightDtype, WeightFormat};
 
 use crate::backend::{Cpu, GpuBackend};
@@ -14,6 +14,7 @@ use crate::hidden::{self, Hidden};
 use crate::kv_cache::KvCache;
 use crate::loader::Loader;
 use crate::network::{Network, NetworkWeights};
+use crate::pending::{PendingMarks, PendingTokens};
 use crate::registry::Family;
 use crate::ring::Ring;
 use crate::step::{HiddenOutput, Limits, Marks, StepInput, StepOutput, refused};
@@ -124,8 +125,10 @@ impl Decoder {
     /// Runs the rows through all layers and those of `logit_rows` through the head: [`hidden`](Self::hidden), then
     /// [`logits`](Self::logits).
     pub fn forward(&self, input: &StepInput<'_>, kv: &mut KvCache, ring: Option<Ring<'_>>) -> Result<StepOutput> {
-        let HiddenOutput { hidden, nan_rows, changed_cells } = self.hidden(input, kv, ring)?;
-        Ok(StepOutput { logits: self.logits(&hidden, 0..hidden.len())?, nan_rows, changed_cells })
+        let HiddenOutput { hidden, marks } = self.hidden(input, kv, ring)?;
+        let logits = self.logits(&hidden, 0..hidden.len())?;
+        let (Marks { nan_rows, changed_cells }, _) = marks.finish(&PendingTokens::default())?;
+        Ok(StepOutput { logits, nan_rows, changed_cells })
     }
 
     /// Runs the rows through all layers, and those of `logit_rows` through the final norm.
@@ -137,7 +140,7 @@ impl Decoder {
         self.check(input, kv, ring.as_ref())?;
         if input.token_ids.is_empty() {
             let hidden = Tensor::zeros((0, self.config.hidden_size), DType::F32, &Device::Cpu)?;
-            return Ok(output(hidden::Place::Host(hidden), Marks::default()));
+            return Ok(output(hidden::Place::Host(hidden), PendingMarks::Host(Marks::default())));
         }
         match (&self.place, kv) {
             (Place::Host(network), KvCache::Host(kv)) => {
@@ -174,6 +177,26 @@ impl Decoder {
         }
     }
 
+    /// Issues the sampling of tokens from rows of `hidden` on the device: pairs of a row and how, ascending by row. Their
+    /// logits never leave it. [`PendingMarks::finish`] gives the tokens.
+    pub fn sample(&self, hidden: &Hidden, tokens: &[(u32, SampleParams)]) -> Result<PendingTokens> {
+        let Some((last, _)) = tokens.last() else { return Ok(PendingTokens::default()) };
+        if !tokens.is_sorted_by_key(|(row, _)| row) || *last as usize >= hidden.len() {
+            let rows: Vec<u32> = tokens.iter().map(|(row, _)| *row).collect();
+            return Err(refused("tokens", format!("ascending rows below {}", hidden.len()), format!("{rows:?}")));
+        }
+        match (&self.place, &hidden.0) {
+            (Place::Device(network, _), hidden::Place::Device(hidden)) => network.sample(hidden, tokens),
+            _ => Err(refused("hidden", "rows on a device".into(), "rows of another place".into())),
+        }
+    }
+
+    /// The most alternatives that a token sampled on the device may list; `None` where none is sampled there.
+    pub fn max_sampled_logprobs(&self) -> Option<usize> {
+        let fits = self.config.vocab_size <= SampleParams::MAX_VOCAB;
+        (self.gpu().is_some() && fits).then_some(SampleParams::MAX_TOP)
+    }
+
     fn check(&self, input: &StepInput<'_>, kv: &KvCache, ring: Option<&Ring<'_>>) -> Result<()> {
         let num_slots = kv.num_blocks() * kv.block_size();
         let limits = Limits { config: &self.config, max_positions: self.max_positions, num_slots };
@@ -185,6 +208,6 @@ impl Decoder {
     }
 }
 
-fn output(hidden: hidden::Place, marks: Marks) -> HiddenOutput {
-    HiddenOutput { hidden: Hidden(hidden), nan_rows: marks.nan_rows, changed_cells: marks.changed_cells }
+fn output(hidden: hidden::Place, marks: PendingMarks) -> HiddenOutput {
+    HiddenOutput { hidden: Hidden(hidden), marks }
 }

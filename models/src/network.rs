@@ -1,14 +1,16 @@
 //! The forward pass: embedding, layers, head. Written once, over a [`Backend`].
 
+use moetrail_kernels::gpu::{DeviceRows, SampleParams};
 use moetrail_kernels::{WeightDtype, WeightFormat};
 
-use crate::backend::{Backend, LayerCache, Residual};
+use crate::backend::{Backend, GpuBackend, LayerCache, Residual};
 use crate::config::ModelConfig;
 use crate::error::Result;
 use crate::layer::{Layer, Norm};
 use crate::loader::Loader;
+use crate::pending::{PendingMarks, PendingTokens};
 use crate::registry::Family;
-use crate::step::{Marks, StepInput};
+use crate::step::StepInput;
 
 /// The weights of a model, packed for a backend. A clone shares them.
 #[derive(Clone)]
@@ -83,7 +85,7 @@ impl<B: Backend> Network<B> {
         input: &StepInput<'a>,
         kv: &mut B::Kv,
         ring: Option<B::Ring<'a>>,
-    ) -> Result<(B::Operand, Marks)> {
+    ) -> Result<(B::Operand, PendingMarks)> {
         let backend = &self.backend;
         let mut step = backend.begin(input, ring, config, kv)?;
         let mut stream = Residual { x: backend.embed(&step, &self.embedding)?, addition: None };
@@ -94,12 +96,20 @@ impl<B: Backend> Network<B> {
         }
         let wanted = backend.logit_rows(&step, stream)?;
         let (_, hidden) = self.norm.forward(backend, wanted)?;
-        Ok((hidden, backend.end(step)?))
+        Ok((hidden, backend.end(step)))
     }
 
     /// The logits of hidden rows, `[rows, hidden]` to `[rows, vocab]`.
     pub(crate) fn logits(&self, hidden: &B::Operand) -> Result<B::Rows> {
         self.backend.linear(hidden, &self.head)
+    }
+}
+
+impl Network<GpuBackend> {
+    /// Issues the sampling of tokens from the logits of hidden rows: pairs of a row and how, ascending by row.
+    pub(crate) fn sample(&self, hidden: &DeviceRows, tokens: &[(u32, SampleParams)]) -> Result<PendingTokens> {
+        let vocab = self.head.out_features();
+        self.backend.sample(tokens, vocab, |first, len| self.logits(&hidden.slice(first, len)))
     }
 }
 

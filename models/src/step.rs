@@ -6,6 +6,7 @@ use moetrail_kernels::SeqSpan;
 use crate::config::ModelConfig;
 use crate::error::{ModelError, Result};
 use crate::hidden::Hidden;
+use crate::pending::PendingMarks;
 use crate::replay::Replay;
 
 /// The rows of one forward pass, as plain slices.
@@ -30,11 +31,8 @@ pub struct StepInput<'a> {
 pub struct HiddenOutput {
     /// `[logit_rows, hidden]`, after the final norm.
     pub hidden: Hidden,
-    /// Rows of the batch whose router saw NaN in any layer, ascending.
-    pub nan_rows: Vec<u32>,
-    /// MoE layers in which the free router would have chosen another set than the replay gives, `[rows]`, 0 for rows that
-    /// it leaves free; empty without a replay.
-    pub changed_cells: Vec<u32>,
+    /// Of the rows of the batch.
+    pub marks: PendingMarks,
 }
 
 /// What a forward pass gives.
@@ -42,20 +40,20 @@ pub struct HiddenOutput {
 pub struct StepOutput {
     /// F32 `[logit_rows, vocab]`.
     pub logits: Tensor,
-    /// Rows of the batch whose router saw NaN in any layer, ascending.
+    /// As [`Marks::nan_rows`].
     pub nan_rows: Vec<u32>,
-    /// MoE layers in which the free router would have chosen another set than the replay gives, `[rows]`, 0 for rows that
-    /// it leaves free; empty without a replay.
+    /// As [`Marks::changed_cells`].
     pub changed_cells: Vec<u32>,
 }
 
 /// What the routers tell of a step's rows.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Marks {
-    /// As [`HiddenOutput::nan_rows`].
-    pub(crate) nan_rows: Vec<u32>,
-    /// As [`HiddenOutput::changed_cells`].
-    pub(crate) changed_cells: Vec<u32>,
+pub struct Marks {
+    /// Rows of the batch whose router saw NaN in any layer, ascending.
+    pub nan_rows: Vec<u32>,
+    /// MoE layers in which the free router would have chosen another set than the replay gives, `[rows]`, 0 for rows that
+    /// it leaves free; empty without a replay.
+    pub changed_cells: Vec<u32>,
 }
 
 /// What the rows have to stay below.

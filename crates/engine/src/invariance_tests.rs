@@ -364,6 +364,14 @@ fn check(alone: &Alone, load: &Load, met: &Met) -> Result<(), TestCaseError> {
         // Without dense layers a ring row is as wide as a row on the wire.
         prop_assert_eq!(counter(&handle, "moetrail_routed_experts_d2h_bytes_total"), (rows_drained * row_bytes) as u64);
     }
+    // Of a device's logits the host sees those that it has to penalise, and no others; choices begin from the same row.
+    let penalised = load.arrivals.iter().zip(&outcomes).filter(|(arrival, _)| {
+        let sampling = &arrival.request.sampling;
+        alone.gpu.is_some() && sampling.repetition_penalty != 1.0 && sampling.max_tokens > 0
+    });
+    let rows = penalised.map(|(_, outcome)| 1 + outcome.choices.values().map(|c| c.tokens.len() - 1).sum::<usize>());
+    let logit_bytes = rows.sum::<usize>() * handle.info().vocab_size * 4;
+    prop_assert_eq!(counter(&handle, "moetrail_logits_d2h_bytes_total"), logit_bytes as u64);
     let again = counter(&handle, "moetrail_routed_experts_rows_deduplicated_total");
     prop_assert_eq!(counter(&handle, "moetrail_routed_experts_reprefill_rows_compared_total"), again);
     prop_assert_eq!(counter(&handle, "moetrail_routed_experts_reprefill_rows_differing_total"), 0);

@@ -5,6 +5,7 @@ mod capture;
 mod choice;
 mod config;
 mod control;
+mod device_sampling;
 mod engine;
 mod expert_load;
 #[cfg(test)]
@@ -19,6 +20,7 @@ mod invariance_tests;
 mod lifecycle;
 #[cfg(test)]
 mod lifecycle_tests;
+mod logit_rows;
 mod logprobs;
 mod memory;
 mod replay;

@@ -1,7 +1,8 @@
 //! How much KV fits.
 
 use moetrail_kernels::SeqSpan;
-use moetrail_models::{Decoder, ModelError, StepInput};
+use moetrail_kernels::gpu::SampleParams;
+use moetrail_models::{Decoder, HiddenOutput, ModelError, StepInput};
 
 use crate::config::EngineConfig;
 use crate::start::{ROW_STAGING, StartError};
@@ -71,7 +72,7 @@ fn warm_up(decoder: &Decoder, config: &EngineConfig, max_model_len: usize) -> Re
         seqs.push(SeqSpan { rows: first_row..first_row + length, first_position: 0, block_table });
         first_block += blocks(length);
     }
-    let logit_rows: Vec<u32> = (0..num_tokens.min(config.max_num_seqs) as u32).collect();
+    let logit_rows: Vec<u32> = (0..num_tokens as u32).collect();
     let token_ids = vec![0; num_tokens];
     let input = StepInput {
         token_ids: &token_ids,
@@ -81,7 +82,14 @@ fn warm_up(decoder: &Decoder, config: &EngineConfig, max_model_len: usize) -> Re
         logit_rows: &logit_rows,
         replay: None,
     };
-    decoder.forward(&input, &mut kv, None).map(|_| ())
+    let HiddenOutput { hidden, marks } = decoder.hidden(&input, &mut kv, None)?;
+    // Logits go to the host for next tokens; all rows of a prompt are scored on the device.
+    decoder.logits(&hidden, 0..num_tokens.min(config.max_num_seqs))?;
+    let logprobs = decoder.max_sampled_logprobs();
+    let costly = SampleParams { temperature: 1.0, top_p: 0.5, uniform: 0.5, logprobs, ..SampleParams::GREEDY };
+    let scored = logprobs.map_or(0, |_| num_tokens);
+    let tokens: Vec<(u32, SampleParams)> = (0..scored as u32).map(|row| (row, costly)).collect();
+    marks.finish(&decoder.sample(&hidden, &tokens)?).map(|_| ())
 }
 
 /// `MemAvailable` of Linux, in bytes: what can be had without swapping.

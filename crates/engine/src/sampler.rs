@@ -64,7 +64,13 @@ fn weight(logit: f32, max: f32) -> f64 {
     f64::from((logit - max).exp())
 }
 
-fn masks(params: &SamplingParams, banned: &[u32]) -> bool {
+/// What cannot be sampled as output token `num_output`.
+pub(crate) fn banned(params: &SamplingParams, num_output: usize, eos: &[u32]) -> Vec<u32> {
+    if num_output < params.min_tokens { [eos, &params.stop_token_ids].concat() } else { Vec::new() }
+}
+
+/// Whether logits are changed before any is compared.
+pub(crate) fn masks(params: &SamplingParams, banned: &[u32]) -> bool {
     params.allowed_token_ids.is_some() || !params.logit_bias.is_empty() || !banned.is_empty()
 }
 

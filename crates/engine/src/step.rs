@@ -5,41 +5,37 @@ use std::sync::Mutex;
 use std::time::Instant;
 
 use candle_core::Tensor;
+use moetrail_kernels::gpu::SampledToken;
 use moetrail_kernels::{SeqSpan, pool, with_elements};
-use moetrail_models::{Hidden, HiddenOutput, ModelError, Replay, StepInput};
+use moetrail_models::{Hidden, HiddenOutput, Marks, ModelError, Replay, StepInput};
 use moetrail_routes::TokenSpan;
 use moetrail_sched::{Batch, RequestKey, Scheduled, SeqId};
-use rustc_hash::FxHashMap;
 
 use crate::choice::Choice;
+use crate::device_sampling::scored;
 use crate::engine::{EngineThread, Live};
 use crate::finish::Ending;
+use crate::logit_rows::LogitRows;
 use crate::logprobs::token_logprobs;
 use crate::request::{ChoiceDelta, Event, FinishReason, PromptOutput, RequestError, TokenLogprobs};
 use crate::sampler;
 
-/// Which rows' logits a step needs, and for what. A row serves one purpose: the last token of a prompt predicts the
-/// first of the output.
-#[derive(Default)]
-struct LogitRows {
-    /// Batch rows that score the prompt.
-    prompt_rows: Vec<u32>,
-    /// For each of them: the request, and the position whose token is predicted.
-    prompt: Vec<(RequestKey, usize)>,
-    /// Batch rows that the next tokens follow from.
-    next_rows: Vec<u32>,
-    /// Index into `next_rows` by sequence.
-    next: FxHashMap<SeqId, usize>,
-}
-
 /// Logits of at most this many floats are held at once while a prompt is scored (64 MiB).
 const PROMPT_LOGITS: usize = 16 << 20;
 
+/// What a step computed.
+struct Output {
+    hidden: Hidden,
+    marks: Marks,
+    /// Those of `LogitRows::device`.
+    tokens: Vec<SampledToken>,
+}
+
 /// A sampled token of one choice.
-struct Sampled {
-    seq: SeqId,
-    token: Result<u32, RequestError>,
-    logprobs: Vec<TokenLogprobs>,
+pub(crate) struct Sampled {
+    pub(crate) seq: SeqId,
+    pub(crate) token: Result<u32, RequestError>,
+    pub(crate) logprobs: Vec<TokenLogprobs>,
 }
 
 impl EngineThread {
@@ -52,11 +48,11 @@ impl EngineThread {
         }
         if !batch.is_empty() {
             let wanted = self.logit_rows(&batch);
-            match self.forward(&batch, &[&wanted.prompt_rows[..], &wanted.next_rows].concat()) {
+            match self.forward(&batch, &wanted) {
                 Ok(output) => {
                     self.scheduler.commit(&batch);
-                    self.count(&batch, &output.changed_cells);
-                    self.fail_nan_rows(&batch, &output);
+                    self.count(&batch, &output.marks.changed_cells);
+                    self.fail_nan_rows(&batch, &output.marks);
                     self.hand_out(&batch, &wanted, &output);
                 }
                 Err(message) => self.fail_batch(&batch, &message),
@@ -77,34 +73,6 @@ impl EngineThread {
         });
         self.stats.num_preemptions.inc_by(batch.num_preempted as u64);
         batch.moves.iter().try_for_each(|step| self.swap.execute(*step, &mut self.kv, &mut self.capture))
-    }
-
-    fn logit_rows(&self, batch: &Batch) -> LogitRows {
-        let mut wanted = LogitRows::default();
-        for scheduled in &batch.scheduled {
-            let Some(sequence) = self.scheduler.get(scheduled.seq) else { continue };
-            let Some(live) = self.live.get(&sequence.request()) else { continue };
-            let params = &live.request.sampling;
-            for (offset, row) in scheduled.rows.clone().enumerate() {
-                let predicted = scheduled.first_position + offset + 1;
-                let of_prompt = params.prompt_logprobs.is_some()
-                    && sequence.choice() == 0
-                    && !live.prompt_sent
-                    && predicted < sequence.prompt_len()
-                    // After a preemption, positions come by again.
-                    && predicted >= live.prompt_logprobs.len();
-                let of_next = scheduled.samples && row + 1 == scheduled.rows.end && params.max_tokens > 0;
-                if of_prompt {
-                    wanted.prompt.push((sequence.request(), predicted));
-                    wanted.prompt_rows.push(row as u32);
-                }
-                if of_next {
-                    wanted.next.insert(scheduled.seq, wanted.next_rows.len());
-                    wanted.next_rows.push(row as u32);
-                }
-            }
-        }
-        wanted
     }
 
     /// The given routing of a batch: for each row its row in the ids, and the ids; `None` if all rows are free.
@@ -128,7 +96,8 @@ impl EngineThread {
         (num_rows > 0).then_some((row_of, ids))
     }
 
-    fn forward(&mut self, batch: &Batch, logit_rows: &[u32]) -> Result<HiddenOutput, String> {
+    /// Runs the layers, and what the device samples: it is waited for once.
+    fn forward(&mut self, batch: &Batch, wanted: &LogitRows) -> Result<Output, String> {
         let given = self.given_routing(batch);
         let span = |scheduled: &Scheduled| SeqSpan {
             rows: scheduled.rows.clone(),
@@ -141,10 +110,16 @@ impl EngineThread {
             positions: &batch.positions,
             slot_mapping: &batch.slot_mapping,
             seqs: &seqs,
-            logit_rows,
+            logit_rows: &wanted.batch_rows(),
             replay: given.as_ref().map(|(row_of, ids)| Replay { row_of, ids }),
         };
-        self.decoder.hidden(&input, &mut self.kv, self.capture.cells()).map_err(|error| error.to_string())
+        let mut run = || {
+            let HiddenOutput { hidden, marks } = self.decoder.hidden(&input, &mut self.kv, self.capture.cells())?;
+            let tokens = self.decoder.sample(&hidden, &wanted.device.tokens)?;
+            let (marks, tokens) = marks.finish(&tokens)?;
+            Ok::<_, ModelError>(Output { hidden, marks, tokens })
+        };
+        run().map_err(|error| error.to_string())
     }
 
     /// Counts what the step computed, and notes first admissions.
@@ -192,8 +167,8 @@ impl EngineThread {
     }
 
     /// A NaN in a router makes a token's routing meaningless: its request fails, the others go on.
-    fn fail_nan_rows(&mut self, batch: &Batch, output: &HiddenOutput) {
-        for row in output.nan_rows.iter().map(|row| *row as usize) {
+    fn fail_nan_rows(&mut self, batch: &Batch, marks: &Marks) {
+        for row in marks.nan_rows.iter().map(|row| *row as usize) {
             let Some(scheduled) = batch.scheduled.iter().find(|scheduled| scheduled.rows.contains(&row)) else {
                 continue;
             };
@@ -212,13 +187,16 @@ impl EngineThread {
         }
     }
 
-    /// Turns hidden rows into events.
-    fn hand_out(&mut self, batch: &Batch, wanted: &LogitRows, output: &HiddenOutput) {
+    /// Turns hidden rows, and what the device made of them, into events.
+    fn hand_out(&mut self, batch: &Batch, wanted: &LogitRows, output: &Output) {
+        for &(at, key, position) in &wanted.device.prompt {
+            self.take_prompt_logprob(key, position, scored(&output.tokens[at]));
+        }
         let (first, len) = (wanted.prompt_rows.len(), wanted.next_rows.len());
         let done = self.score_prompts(wanted, &output.hidden).and_then(|()| {
             let logits = self.logits(&output.hidden, first..first + len)?;
             with_elements("sampling", &logits, |logits| {
-                self.hand_out_tokens(batch, wanted, logits);
+                self.hand_out_tokens(batch, wanted, logits, &output.tokens);
                 Ok(())
             })
         });
@@ -227,21 +205,24 @@ impl EngineThread {
         }
     }
 
-    /// Tells of complete prompts, samples from the logits `[next_rows, vocab]`, and lets the choices advance.
-    fn hand_out_tokens(&mut self, batch: &Batch, wanted: &LogitRows, logits: &[f32]) {
+    /// Tells of complete prompts, samples from the logits `[next_rows, vocab]`, and lets the choices advance, those of the
+    /// device's tokens as well.
+    fn hand_out_tokens(&mut self, batch: &Batch, wanted: &LogitRows, logits: &[f32], tokens: &[SampledToken]) {
         let vocab = self.info.vocab_size;
         let row_of = |index: usize| &logits[index * vocab..(index + 1) * vocab];
 
         // Prompts that are complete now: tell, then split into choices, which all continue from the same logits.
         let mut jobs: Vec<(usize, SeqId)> = Vec::with_capacity(wanted.next.len());
+        let mut sampled_already: Vec<(usize, SeqId)> = Vec::with_capacity(wanted.device.next.len());
         for scheduled in batch.scheduled.iter().filter(|scheduled| scheduled.samples) {
             // A request that failed in this step is no longer known.
             let Some(key) = self.scheduler.get(scheduled.seq).map(|sequence| sequence.request()) else { continue };
             let first = self.announce_prompt(key, scheduled.seq);
             let choices = if first { self.fork(key, scheduled.seq) } else { vec![scheduled.seq] };
-            match wanted.next.get(&scheduled.seq) {
-                Some(index) => jobs.extend(choices.into_iter().map(|seq| (*index, seq))),
-                None => {
+            match (wanted.next.get(&scheduled.seq), wanted.device.next.get(&scheduled.seq)) {
+                (Some(index), _) => jobs.extend(choices.into_iter().map(|seq| (*index, seq))),
+                (None, Some(first)) => sampled_already.extend((*first..).zip(choices)),
+                (None, None) => {
                     for seq in choices {
                         self.finish(seq, Ending::without_token(FinishReason::Length));
                     }
@@ -251,10 +232,16 @@ impl EngineThread {
         for sampled in self.sample(&jobs, &row_of) {
             self.advance(sampled);
         }
+        for (at, seq) in sampled_already {
+            self.advance(self.take_sampled(seq, &tokens[at]));
+        }
     }
 
-    /// The logits of some hidden rows, `[rows, vocab]`.
+    /// The logits of some hidden rows on the host, `[rows, vocab]`.
     fn logits(&self, hidden: &Hidden, rows: Range<usize>) -> candle_core::Result<Tensor> {
+        if self.decoder.gpu().is_some() {
+            self.stats.logits_d2h_bytes.inc_by((rows.len() * self.info.vocab_size * size_of::<f32>()) as u64);
+        }
         self.decoder.logits(hidden, rows).map_err(candle_core::Error::wrap)
     }
 
@@ -316,10 +303,7 @@ impl EngineThread {
         in_parallel(jobs.len(), |job| {
             let (index, seq) = jobs[job];
             let known = scheduler.get(seq).and_then(|sequence| live.get(&sequence.request())).zip(choices.get(&seq));
-            let Some((live, choice)) = known else {
-                let error = RequestError::Engine("the choice is not known to the engine".into());
-                return Sampled { seq, token: Err(error), logprobs: Vec::new() };
-            };
+            let Some((live, choice)) = known else { return Sampled::unknown(seq) };
             let raw = row_of(index);
             let token = sample_one(raw, live, choice, &info.eos_token_ids);
             let asked = token.as_ref().ok().zip(live.request.sampling.logprobs);
@@ -368,18 +352,31 @@ impl EngineThread {
     }
 }
 
+impl Sampled {
+    /// Of a choice that is gone; it tells nobody.
+    pub(crate) fn unknown(seq: SeqId) -> Self {
+        let error = RequestError::Engine("the choice is not known to the engine".into());
+        Self { seq, token: Err(error), logprobs: Vec::new() }
+    }
+}
+
 fn sample_one(raw: &[f32], live: &Live, choice: &Choice, eos: &[u32]) -> Result<u32, RequestError> {
     // Without a way out of the loop it takes whole vectors.
-    if raw.iter().fold(false, |nan, logit| nan | logit.is_nan()) {
-        let position = live.request.prompt.len() + choice.num_output - 1;
-        return Err(RequestError::NotANumber { place: "logits", position });
-    }
+    let is_nan = raw.iter().fold(false, |nan, logit| nan | logit.is_nan());
     let params = &live.request.sampling;
-    let banned =
-        if choice.num_output < params.min_tokens { [eos, &params.stop_token_ids].concat() } else { Vec::new() };
-    let uniform = || sampler::uniform(live.seed, choice.index, choice.num_output);
-    sampler::pick(raw, params, &choice.counts, &banned, uniform)
-        .ok_or_else(|| RequestError::Engine("bias, masks and min_tokens leave no token to sample".into()))
+    let pick = || {
+        let banned = sampler::banned(params, choice.num_output, eos);
+        let uniform = || sampler::uniform(live.seed, choice.index, choice.num_output);
+        sampler::pick(raw, params, &choice.counts, &banned, uniform)
+    };
+    picked((!is_nan).then(pick), live, choice)
+}
+
+/// The token, if there is one; `None` if a logit is NaN.
+pub(crate) fn picked(token: Option<Option<u32>>, live: &Live, choice: &Choice) -> Result<u32, RequestError> {
+    let position = || live.request.prompt.len() + choice.num_output - 1;
+    let token = token.ok_or_else(|| RequestError::NotANumber { place: "logits", position: position() })?;
+    token.ok_or_else(|| RequestError::Engine("bias, masks and min_tokens leave no token to sample".into()))
 }
 
 /// Computes `job(0..num_jobs)` on the kernels' pool, in order of the index.

@@ -12,12 +12,16 @@ pub(crate) struct TokenCounts {
     active: bool,
 }
 
+/// Whether a penalty is set.
+pub(crate) fn penalises(params: &SamplingParams) -> bool {
+    params.repetition_penalty != 1.0 || params.presence_penalty != 0.0 || params.frequency_penalty != 0.0
+}
+
 impl TokenCounts {
     pub(crate) fn new(params: &SamplingParams, prompt: &[u32]) -> Self {
         let repetition = params.repetition_penalty != 1.0;
-        let active = repetition || params.presence_penalty != 0.0 || params.frequency_penalty != 0.0;
         let prompt = if repetition { prompt.iter().copied().collect() } else { FxHashSet::default() };
-        Self { prompt, output: FxHashMap::default(), active }
+        Self { prompt, output: FxHashMap::default(), active: penalises(params) }
     }
 
     /// Whether a penalty is set.

@@ -10,6 +10,7 @@ use moetrail_kernels::{
 use crate::backend::{AttentionOf, Backend, KernelResult, LayerCache, PutExperts, PutRows, Residual};
 use crate::config::ModelConfig;
 use crate::error::Result;
+use crate::pending::PendingMarks;
 use crate::step::{Marks, StepInput};
 
 /// The processor that everything else runs on. All rows are f32 tensors.
@@ -184,11 +185,11 @@ impl Backend for Cpu {
         Ok(Residual { x: stream.x.index_select(&rows, 0)?, addition })
     }
 
-    fn end(&self, step: CpuStep<'_>) -> Result<Marks> {
+    fn end(&self, step: CpuStep<'_>) -> PendingMarks {
         let mut marks = step.marks;
         marks.nan_rows.sort_unstable();
         marks.nan_rows.dedup();
-        Ok(marks)
+        PendingMarks::Host(marks)
     }
 
     fn announce(&self, linear: &Linear) {

@@ -3,23 +3,26 @@ use std::sync::{Arc, Mutex};
 use moetrail_kernels::gpu::{
     self, Address, Arena, AttentionPlan, DeviceBuffer, DeviceExperts, DeviceExpertsBuilder, DeviceKv, DeviceMatrix,
     DeviceMatrixBuilder, DeviceQkNorm, DeviceReplay, DeviceRing, DeviceRingWrite, DeviceRope, DeviceRouter,
-    DeviceRouterConfig, DeviceRouting, DeviceRows, Gpu, Scratch, Upload, bytes_of,
+    DeviceRouterConfig, DeviceRouting, DeviceRows, Gpu, GpuError, Scratch, Upload, bytes_of,
 };
 use moetrail_kernels::{QkNorm, RopeTable, RouterConfig, WeightDtype, WeightFormat, WeightRows, WeightView};
 
 use crate::backend::{AttentionOf, Backend, KernelResult, LayerCache, PutExperts, PutRows, Residual};
 use crate::config::ModelConfig;
 use crate::error::Result;
-use crate::step::{Marks, StepInput};
+use crate::pending::{DeviceMarks, PendingMarks};
+use crate::step::StepInput;
 
 /// A GPU and what a decoder keeps there besides weights.
 #[derive(Clone, Debug)]
 pub(crate) struct GpuBackend {
-    arena: Arena,
+    pub(super) arena: Arena,
     /// Of operands and the cache.
     dtype: WeightDtype,
     /// One step at a time is begun; clones share the device.
     upload: Arc<Mutex<Upload>>,
+    /// Of what is sampled after it.
+    pub(super) sampling: Arc<Mutex<Upload>>,
 }
 
 /// A projection's weights and bias.
@@ -49,19 +52,25 @@ pub(crate) struct GpuStep<'a> {
     /// Row of each row in the ids, and the ids.
     replay: Option<[Address; 2]>,
     moe_layers: usize,
-    /// U32 `[2, rows]`: NaN seen, cells changed.
+    /// As [`DeviceMarks`] has them.
     marks: Scratch,
 }
 
 impl GpuBackend {
     /// A backend whose operands are of this dtype.
     pub(crate) fn new(gpu: &Gpu, dtype: WeightDtype) -> Result<Self> {
-        let upload = Upload::new(gpu, 1 << 16)?;
-        Ok(Self { arena: Arena::new(gpu), dtype, upload: Arc::new(Mutex::new(upload)) })
+        let upload = || Ok::<_, GpuError>(Arc::new(Mutex::new(Upload::new(gpu, 1 << 16)?)));
+        Ok(Self { arena: Arena::new(gpu), dtype, upload: upload()?, sampling: upload()? })
     }
 
     fn gpu(&self) -> &Gpu {
         self.arena.gpu()
+    }
+}
+
+impl DeviceLinear {
+    pub(crate) fn out_features(&self) -> usize {
+        self.matrix.out_features()
     }
 }
 
@@ -228,12 +237,12 @@ impl Backend for GpuBackend {
         Ok(Residual { x, addition: None })
     }
 
-    fn end(&self, step: GpuStep<'_>) -> Result<Marks> {
-        let n = step.num_rows;
-        let marks: Vec<u32> = self.gpu().read(step.marks.address(), 2 * n)?;
-        let nan_rows = (0..n as u32).filter(|&row| marks[row as usize] != 0).collect();
-        let changed_cells = if step.replay.is_some() { marks[n..].to_vec() } else { Vec::new() };
-        Ok(Marks { nan_rows, changed_cells })
+    fn end(&self, step: GpuStep<'_>) -> PendingMarks {
+        PendingMarks::Device(DeviceMarks {
+            words: step.marks,
+            num_rows: step.num_rows,
+            replayed: step.replay.is_some(),
+        })
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod cpu;
 mod gpu;
+mod sample;
 
 use std::fmt;
 
@@ -11,7 +12,8 @@ use moetrail_kernels::{
 
 use crate::config::ModelConfig;
 use crate::error::Result;
-use crate::step::{Marks, StepInput};
+use crate::pending::PendingMarks;
+use crate::step::StepInput;
 
 pub(crate) use cpu::Cpu;
 pub(crate) use gpu::GpuBackend;
@@ -98,7 +100,7 @@ pub(crate) trait Backend: Clone + fmt::Debug + Send + Sync + 'static {
     /// The rows of the stream whose logits the step wants.
     fn logit_rows(&self, step: &Self::Step<'_>, stream: Residual<Self>) -> Result<Residual<Self>>;
     /// What is to be told of the step's rows.
-    fn end(&self, step: Self::Step<'_>) -> Result<Marks>;
+    fn end(&self, step: Self::Step<'_>) -> PendingMarks;
 
     /// Says that the weights are read after the next job.
     fn announce(&self, _linear: &Self::Linear) {}
