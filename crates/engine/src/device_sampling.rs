@@ -10,7 +10,7 @@ use crate::sampling::SamplingParams;
 use crate::step::{Sampled, picked};
 use crate::token_counts::penalises;
 
-/// How a device that lists up to `most` alternatives samples output token `num_output`; `None` if it cannot, as the logits
+/// How a device that lists up to `most` alternatives samples output token `num_output`; `None` if it cannot, as logits
 /// have to be changed first, or more are to be listed. That depends on the request alone, never on the batch.
 fn device_params(
     params: &SamplingParams,
@@ -48,8 +48,8 @@ pub(crate) fn scored(token: &SampledToken) -> Option<TokenLogprobs> {
 }
 
 impl EngineThread {
-    /// How the device samples what follows: the next token of the sequence, or the first of each choice that it is about
-    /// to split into.
+    /// How the device samples what follows: the next token of the sequence, or the first of each choice that it is
+    /// about to split into.
     pub(crate) fn device_tokens(&self, live: &Live, seq: SeqId) -> Option<Vec<SampleParams>> {
         let most = self.decoder.max_sampled_logprobs()?;
         let (choice, params) = (self.choices.get(&seq)?, &live.request.sampling);

@@ -13,6 +13,8 @@ mod failure_tests;
 #[cfg(test)]
 mod fault;
 mod finish;
+#[cfg(test)]
+mod gpu_tests;
 mod handle;
 mod info;
 #[cfg(test)]

@@ -205,7 +205,7 @@ impl EngineThread {
         }
     }
 
-    /// Tells of complete prompts, samples from the logits `[next_rows, vocab]`, and lets the choices advance, those of the
+    /// Tells of complete prompts, samples from the logits `[next_rows, vocab]`, and lets the choices advance, by the
     /// device's tokens as well.
     fn hand_out_tokens(&mut self, batch: &Batch, wanted: &LogitRows, logits: &[f32], tokens: &[SampledToken]) {
         let vocab = self.info.vocab_size;

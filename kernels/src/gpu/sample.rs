@@ -19,7 +19,8 @@ const BUCKETS: usize = 1024;
 const LIST: usize = 2048;
 const CHUNK: usize = 4096;
 
-/// How a token is chosen, or one that is given is scored. Rows whose logits must be changed first (penalties, biases, masks) are not for the device.
+/// How a token is chosen, or one that is given is scored. Rows whose logits must be changed first (penalties, biases,
+/// masks) are not for the device.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SampleParams {
     /// 0 is greedy.
@@ -275,7 +276,7 @@ fn launch(
     let [out, rows] = [samples.words.address(), logits.address()];
     let grid = [int(limits.blocks), int(m), 1];
     let run = |kernel: &'static str, grid: [u32; 3], block: u32, args: &[Arg]| -> Result<(), GpuError> {
-        // SAFETY: every kernel is given the rows, the tokens' parameters and states, and memory of the size that it takes.
+        // SAFETY: every kernel is given the rows, the tokens' parameters and states, and memory of the size it takes.
         unsafe { arena.gpu().launch(Launch { kernel, grid, block, shared: 0 }, args) }
     };
     let common: [Arg; 3] = [rows.into(), params.into(), states.address().into()];

@@ -3,11 +3,11 @@
 use std::path::Path;
 
 use moetrail_kernels::WeightDtype;
-use moetrail_kernels::gpu::Gpu;
+use moetrail_kernels::gpu::{Gpu, SampleParams};
 use serde_json::json;
 
 use super::{BLOCK_SIZE, ids, replayed, run, written};
-use crate::{Checkpoint, DtypeChoice, Quantization, WeightChoice};
+use crate::{Checkpoint, DtypeChoice, HiddenOutput, Quantization, SeqSpan, StepInput, WeightChoice};
 use moetrail_synthetic::{Layout, Synthetic};
 
 fn gpu(seed: u64) -> Option<Gpu> {
@@ -99,6 +99,50 @@ fn given_experts_are_taken() {
         assert!((&chunks.logits, &chunks.changed_cells) == (&shifted.logits, &shifted.changed_cells), "{name}");
         assert!(shifted.changed_cells.iter().sum::<u32>() > 0, "{name}");
     }
+}
+
+/// Tokens of hidden rows are those of their logits; several may be of one row, or be given.
+#[test]
+fn tokens_are_sampled_where_the_logits_are() {
+    let Some(gpu) = gpu(4) else { return };
+    let folder = written(&Synthetic::new("qwen3_moe"), Layout::EachExpert);
+    let decoder = open(folder.path()).load_on(Some(&gpu), DtypeChoice::BFloat16, false).unwrap();
+    assert_eq!(decoder.max_sampled_logprobs(), Some(20));
+    let tokens = ids(6);
+    let seqs = [SeqSpan { rows: 0..6, first_position: 0, block_table: &[1, 0] }];
+    let input = StepInput {
+        token_ids: &tokens,
+        positions: &[0, 1, 2, 3, 4, 5],
+        slot_mapping: &[4, 5, 6, 7, 0, 1],
+        seqs: &seqs,
+        logit_rows: &[5, 0, 2],
+        replay: None,
+    };
+    let mut kv = decoder.new_kv(2, 4).unwrap();
+    let HiddenOutput { hidden, marks } = decoder.hidden(&input, &mut kv, None).unwrap();
+    let best = SampleParams { logprobs: Some(3), ..SampleParams::GREEDY };
+    let wanted = [(0, best), (0, SampleParams { given: Some(17), ..best }), (2, SampleParams::GREEDY)];
+    let sampled = decoder.sample(&hidden, &wanted).unwrap();
+    let (marks, sampled) = marks.finish(&sampled).unwrap();
+    assert!(marks.nan_rows.is_empty() && marks.changed_cells.is_empty());
+    let logits = decoder.logits(&hidden, 0..3).unwrap().to_vec2::<f32>().unwrap();
+    let order = |row: &[f32]| {
+        let mut ids: Vec<u32> = (0..row.len() as u32).collect();
+        ids.sort_by(|a, b| row[*b as usize].total_cmp(&row[*a as usize]));
+        ids
+    };
+    let top = |at: usize| sampled[at].logprobs.iter().flat_map(|found| found.top.iter().map(|(id, _)| *id));
+    assert!(top(0).eq(order(&logits[0])[..3].iter().copied()) && top(1).eq(top(0)));
+    let ids = [order(&logits[0])[0], 17, order(&logits[2])[0]];
+    assert!(sampled.iter().map(|sampled| sampled.token).eq(ids.map(Some)));
+    assert!(sampled[2].logprobs.is_none());
+
+    for bad in [&[(3, best)][..], &[(1, best), (0, best)]] {
+        assert!(decoder.sample(&hidden, bad).is_err());
+    }
+    let host = open(folder.path()).load(DtypeChoice::BFloat16, false).unwrap();
+    assert_eq!(host.max_sampled_logprobs(), None);
+    assert!(host.sample(&hidden, &wanted).is_err());
 }
 
 #[test]

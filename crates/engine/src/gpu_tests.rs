@@ -1,0 +1,104 @@
+//! What the engine does on a GPU, which is emulated, and on the host alike.
+
+use std::path::Path;
+
+use moetrail_kernels::WeightDtype;
+use moetrail_kernels::gpu::Gpu;
+use moetrail_models::{Checkpoint, DtypeChoice};
+use moetrail_synthetic::{Layout, Synthetic, write_single};
+
+use crate::{Engine, EngineConfig, EngineHandle, Event, GenerateRequest, SamplingParams, TokenLogprobs};
+
+fn start(gpu: Option<&Gpu>, folder: &Path, config: EngineConfig) -> Engine {
+    let checkpoint = Checkpoint::open_folder(folder, "test").expect("the checkpoint opens");
+    let decoder = checkpoint.load_on(gpu, DtypeChoice::Auto, false).expect("the checkpoint loads");
+    Engine::start(decoder, None, Vec::new(), config).expect("the engine starts")
+}
+
+/// Log-probabilities of the prompt, then tokens and log-probabilities of each choice.
+#[derive(Default)]
+struct Seen {
+    prompt: Vec<Option<TokenLogprobs>>,
+    choices: Vec<(Vec<u32>, Vec<TokenLogprobs>)>,
+}
+
+fn run(handle: &EngineHandle, prompt: &[u32], sampling: SamplingParams) -> Result<Seen, String> {
+    let choices = vec![Default::default(); sampling.n];
+    let request = GenerateRequest { prompt: prompt.into(), sampling, ..GenerateRequest::default() };
+    let mut stream = handle.submit(request).expect("the request is valid");
+    let mut seen = Seen { choices, ..Seen::default() };
+    while let Some(event) = stream.blocking_next() {
+        match event {
+            Event::Prompt(prompt) => seen.prompt = prompt.prompt_logprobs.unwrap_or_default(),
+            Event::Choice(delta) => {
+                let (tokens, logprobs) = &mut seen.choices[delta.index];
+                tokens.extend(delta.token_ids);
+                logprobs.extend(delta.logprobs);
+            }
+            Event::Failed(error) => return Err(error.to_string()),
+        }
+    }
+    Ok(seen)
+}
+
+/// What was sampled has the same log-probabilities when it is scored as a prompt, and no logits cross for either. The
+/// pool is sized by the largest step.
+#[test]
+fn a_prompt_is_scored_as_it_was_sampled() {
+    let Some(gpu) = moetrail_emulation::gpu(3, 1 << 30) else { return };
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/qwen3_moe-a");
+    let config = EngineConfig {
+        max_num_seqs: 3,
+        max_num_batched_tokens: 7,
+        max_model_len: Some(40),
+        block_size: 4,
+        ..EngineConfig::default()
+    };
+    let engine = start(Some(&gpu), &folder, config);
+    let handle = engine.handle();
+    let prompt: Vec<u32> = (3..14).collect();
+    let sampling = SamplingParams {
+        n: 3,
+        top_k: 40,
+        min_p: 0.001,
+        seed: Some(5),
+        logprobs: Some(2),
+        detokenize: false,
+        ..SamplingParams::default()
+    };
+    let sampled = run(&handle, &prompt, sampling.clone()).expect("it answers");
+    assert_ne!(sampled.choices[0].0, sampled.choices[1].0);
+    for (tokens, logprobs) in &sampled.choices {
+        let scoring = SamplingParams { n: 1, max_tokens: 0, prompt_logprobs: Some(2), ..sampling.clone() };
+        let scored = run(&handle, &[&prompt[..], tokens].concat(), scoring).expect("it answers");
+        let scored: Vec<TokenLogprobs> = scored.prompt.into_iter().skip(prompt.len()).flatten().collect();
+        assert!(logprobs.iter().all(|entry| entry.top.len() == 2));
+        assert_eq!(&scored, logprobs);
+    }
+    let text = handle.stats().encode();
+    assert!(text.lines().any(|line| line.starts_with("moetrail_logits_d2h_bytes_total{") && line.ends_with(" 0")));
+}
+
+/// A row of the head that is NaN makes every row of logits NaN, wherever they are looked at.
+#[test]
+fn nan_logits_fail_their_request() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let synthetic = Synthetic::new("mixtral");
+    synthetic.write_config(folder.path());
+    let mut tensors = synthetic.tensors(Layout::EachExpert);
+    let (shape, values) = tensors.get_mut("lm_head.weight").expect("a head");
+    values[7 * shape[1]..8 * shape[1]].fill(f32::NAN);
+    write_single(folder.path(), &tensors, WeightDtype::F32);
+    let gpu = moetrail_emulation::gpu(3, 1 << 30);
+    for gpu in [None].into_iter().chain(gpu.as_ref().map(Some)) {
+        let config = EngineConfig { num_blocks: Some(64), ..EngineConfig::default() };
+        let engine = start(gpu, folder.path(), config);
+        let greedy = SamplingParams { temperature: 0.0, detokenize: false, ..SamplingParams::default() };
+        let fails = |sampling: SamplingParams| run(&engine.handle(), &[3, 4, 5], sampling).err();
+        let at = |position| Some(format!("the model produced NaN logits at position {position}"));
+        assert_eq!(fails(greedy.clone()), at(2));
+        assert_eq!(fails(SamplingParams { temperature: 1.0, top_p: 0.9, ..greedy.clone() }), at(2));
+        assert_eq!(fails(SamplingParams { frequency_penalty: 1.0, ..greedy.clone() }), at(2));
+        assert_eq!(fails(SamplingParams { prompt_logprobs: Some(1), ..greedy }), at(0));
+    }
+}
