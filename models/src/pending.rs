@@ -1,5 +1,7 @@
 //! What a step tells of itself, which on a device is there once it has run.
 
+use std::sync::Arc;
+
 use moetrail_kernels::gpu::{DeviceSamples, SampledToken, Scratch};
 
 use crate::error::Result;
@@ -18,8 +20,10 @@ pub enum PendingMarks {
 /// Marks on a device.
 #[derive(Debug)]
 pub struct DeviceMarks {
-    /// U32 `[2, rows]`: NaN seen, cells changed.
-    pub(crate) words: Scratch,
+    /// U32 `[2, step_rows]`: NaN seen, cells changed.
+    pub(crate) words: Arc<Scratch>,
+    pub(crate) step_rows: usize,
+    /// Those that do not pad the step.
     pub(crate) num_rows: usize,
     /// Whether cells could change.
     pub(crate) replayed: bool,
@@ -30,34 +34,43 @@ pub struct DeviceMarks {
 pub struct PendingTokens(pub(crate) Vec<DeviceSamples>);
 
 impl PendingMarks {
-    /// Waits for the step, and for the tokens sampled after it: once for all.
+    /// Waits for the step, and for the tokens sampled after it: once for all, and before the next step, which may take the
+    /// same memory.
     ///
     /// # Errors
     /// The device failed.
     pub fn finish(self, tokens: &PendingTokens) -> Result<(Marks, Vec<SampledToken>)> {
         let samples = &tokens.0;
         let marks = match self {
-            PendingMarks::Host(marks) => {
-                let tokens = samples.iter().map(DeviceSamples::to_host).collect::<std::result::Result<Vec<_>, _>>()?;
-                return Ok((marks, tokens.concat()));
-            }
+            PendingMarks::Host(marks) => return Ok((marks, tokens.finish()?)),
             PendingMarks::Device(marks) => marks,
         };
         let mut parts: Vec<_> = samples.iter().map(DeviceSamples::place).collect();
-        parts.push((marks.words.address(), 2 * marks.num_rows));
+        parts.push((marks.words.address(), 2 * marks.step_rows));
         let mut words: Vec<Vec<u32>> = marks.words.gpu().read_all(&parts)?;
         let found = marks.parse(&words.pop().unwrap_or_default());
         Ok((found, samples.iter().zip(&words).flat_map(|(samples, words)| samples.parse(words)).collect()))
     }
 }
 
+impl PendingTokens {
+    /// Waits for the tokens.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn finish(&self) -> Result<Vec<SampledToken>> {
+        let tokens: std::result::Result<Vec<_>, _> = self.0.iter().map(DeviceSamples::to_host).collect();
+        Ok(tokens?.concat())
+    }
+}
+
 impl DeviceMarks {
     fn parse(&self, words: &[u32]) -> Marks {
-        let (nan, changed) = words.split_at(self.num_rows);
-        let rows = (0..).zip(nan).filter(|(_, nan)| **nan != 0);
+        let (nan, changed) = words.split_at(self.step_rows);
+        let rows = (0..).zip(&nan[..self.num_rows]).filter(|(_, nan)| **nan != 0);
         Marks {
             nan_rows: rows.map(|(row, _)| row).collect(),
-            changed_cells: if self.replayed { changed.to_vec() } else { Vec::new() },
+            changed_cells: if self.replayed { changed[..self.num_rows].to_vec() } else { Vec::new() },
         }
     }
 }

@@ -1,6 +1,7 @@
 //! What a device samples by itself, so that no logits cross to the host.
 
 use moetrail_kernels::gpu::{SampleParams, SampledToken};
+use moetrail_models::{Hidden, ModelError};
 use moetrail_sched::SeqId;
 
 use crate::engine::{EngineThread, Live};
@@ -35,6 +36,11 @@ fn device_params(
     Some(if how.is_greedy() { how } else { SampleParams { uniform: uniform(), ..how } })
 }
 
+/// How a token that is there already is scored.
+fn score(token: u32, num_top: usize) -> SampleParams {
+    SampleParams { logprobs: Some(num_top), given: Some(token), ..SampleParams::GREEDY }
+}
+
 fn with_id(token: &SampledToken) -> Option<TokenLogprobs> {
     let logprobs = token.logprobs.as_ref()?;
     let (logprob, rank, top) = (logprobs.logprob, logprobs.rank, logprobs.top.clone());
@@ -61,12 +67,36 @@ impl EngineThread {
         choices.map(token).collect()
     }
 
+    /// Whether the device gives log-probabilities with so many alternatives.
+    pub(crate) fn scores_on_device(&self, num_top: usize) -> bool {
+        self.decoder.max_sampled_logprobs().is_some_and(|most| num_top <= most)
+    }
+
     /// How the device scores the prompt's token at a position.
     pub(crate) fn device_score(&self, live: &Live, position: usize) -> Option<SampleParams> {
-        let most = self.decoder.max_sampled_logprobs()?;
-        let logprobs = live.request.sampling.prompt_logprobs.filter(|top| *top <= most)?;
-        let given = Some(live.request.prompt[position]);
-        Some(SampleParams { logprobs: Some(logprobs), given, ..SampleParams::GREEDY })
+        let num_top = live.request.sampling.prompt_logprobs.filter(|num_top| self.scores_on_device(*num_top))?;
+        Some(score(live.request.prompt[position], num_top))
+    }
+
+    /// Log-probabilities of tokens that the host sampled from these hidden rows: all have the bits that the device gives
+    /// them, also when they are scored as a prompt.
+    pub(crate) fn score_sampled(
+        &self,
+        sampled: &mut [Sampled],
+        rows: impl Iterator<Item = usize>,
+        hidden: &Hidden,
+    ) -> Result<(), ModelError> {
+        let params = |sampled: &Sampled| {
+            let request = &self.live.get(&self.scheduler.get(sampled.seq)?.request())?.request;
+            let num_top = request.sampling.logprobs.filter(|num_top| self.scores_on_device(*num_top))?;
+            Some(score(*sampled.token.as_ref().ok()?, num_top))
+        };
+        let asked =
+            sampled.iter_mut().zip(rows).filter_map(|(sampled, row)| Some((row as u32, params(sampled)?, sampled)));
+        let (tokens, asked): (Vec<_>, Vec<_>) = asked.map(|(row, params, sampled)| ((row, params), sampled)).unzip();
+        let tokens = self.decoder.sample(hidden, &tokens)?.finish()?;
+        asked.into_iter().zip(&tokens).for_each(|(sampled, token)| sampled.logprobs.extend(with_id(token)));
+        Ok(())
     }
 
     /// What the device sampled for a choice.

@@ -1,4 +1,4 @@
-//! What the engine does on a GPU, which is emulated, and on the host alike.
+//! The engine on a GPU, which is emulated and slow: rows come from its memory, on streams that advance by chance.
 
 use std::path::Path;
 
@@ -7,6 +7,7 @@ use moetrail_kernels::gpu::Gpu;
 use moetrail_models::{Checkpoint, DtypeChoice};
 use moetrail_synthetic::{Layout, Synthetic, write_single};
 
+use crate::invariance_tests::{Alone, Met, check, load, runner};
 use crate::{Engine, EngineConfig, EngineHandle, Event, GenerateRequest, SamplingParams, TokenLogprobs};
 
 fn start(gpu: Option<&Gpu>, folder: &Path, config: EngineConfig) -> Engine {
@@ -41,8 +42,16 @@ fn run(handle: &EngineHandle, prompt: &[u32], sampling: SamplingParams) -> Resul
     Ok(seen)
 }
 
-/// What was sampled has the same log-probabilities when it is scored as a prompt, and no logits cross for either. The
-/// pool is sized by the largest step.
+/// Tokens are sampled on the device, whoever else is in the batch.
+#[test]
+fn a_request_gives_the_same_bits_alone_and_in_any_company() {
+    let Some(gpu) = moetrail_emulation::gpu(7, 1 << 30) else { return };
+    let (alone, met) = (Alone::on(Some(gpu)), Met::default());
+    runner(8).run(&load(), |load| check(&alone, &load, &met)).unwrap_or_else(|error| panic!("{error}"));
+}
+
+/// What was sampled has the same log-probabilities when it is scored as a prompt, and no logits cross for either, but
+/// those of the first tokens, which may not be the end. The pool is sized by the largest step.
 #[test]
 fn a_prompt_is_scored_as_it_was_sampled() {
     let Some(gpu) = moetrail_emulation::gpu(3, 1 << 30) else { return };
@@ -63,20 +72,25 @@ fn a_prompt_is_scored_as_it_was_sampled() {
         min_p: 0.001,
         seed: Some(5),
         logprobs: Some(2),
+        min_tokens: 2,
+        stop_token_ids: vec![1],
         detokenize: false,
         ..SamplingParams::default()
     };
     let sampled = run(&handle, &prompt, sampling.clone()).expect("it answers");
     assert_ne!(sampled.choices[0].0, sampled.choices[1].0);
     for (tokens, logprobs) in &sampled.choices {
-        let scoring = SamplingParams { n: 1, max_tokens: 0, prompt_logprobs: Some(2), ..sampling.clone() };
+        let scoring =
+            SamplingParams { n: 1, max_tokens: 0, min_tokens: 0, prompt_logprobs: Some(2), ..sampling.clone() };
         let scored = run(&handle, &[&prompt[..], tokens].concat(), scoring).expect("it answers");
         let scored: Vec<TokenLogprobs> = scored.prompt.into_iter().skip(prompt.len()).flatten().collect();
         assert!(logprobs.iter().all(|entry| entry.top.len() == 2));
         assert_eq!(&scored, logprobs);
     }
+    // One row for the first tokens, three for the second.
+    let bytes = format!(" {}", 4 * handle.info().vocab_size * 4);
     let text = handle.stats().encode();
-    assert!(text.lines().any(|line| line.starts_with("moetrail_logits_d2h_bytes_total{") && line.ends_with(" 0")));
+    assert!(text.lines().any(|line| line.starts_with("moetrail_logits_d2h_bytes_total{") && line.ends_with(&bytes)));
 }
 
 /// A row of the head that is NaN makes every row of logits NaN, wherever they are looked at.

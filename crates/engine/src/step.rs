@@ -195,10 +195,7 @@ impl EngineThread {
         let (first, len) = (wanted.prompt_rows.len(), wanted.next_rows.len());
         let done = self.score_prompts(wanted, &output.hidden).and_then(|()| {
             let logits = self.logits(&output.hidden, first..first + len)?;
-            with_elements("sampling", &logits, |logits| {
-                self.hand_out_tokens(batch, wanted, logits, &output.tokens);
-                Ok(())
-            })
+            with_elements("sampling", &logits, |logits| self.hand_out_tokens(batch, wanted, logits, output))
         });
         if let Err(error) = done {
             self.fail_batch(batch, &error.to_string());
@@ -207,7 +204,13 @@ impl EngineThread {
 
     /// Tells of complete prompts, samples from the logits `[next_rows, vocab]`, and lets the choices advance, by the
     /// device's tokens as well.
-    fn hand_out_tokens(&mut self, batch: &Batch, wanted: &LogitRows, logits: &[f32], tokens: &[SampledToken]) {
+    fn hand_out_tokens(
+        &mut self,
+        batch: &Batch,
+        wanted: &LogitRows,
+        logits: &[f32],
+        output: &Output,
+    ) -> candle_core::Result<()> {
         let vocab = self.info.vocab_size;
         let row_of = |index: usize| &logits[index * vocab..(index + 1) * vocab];
 
@@ -229,12 +232,16 @@ impl EngineThread {
                 }
             }
         }
-        for sampled in self.sample(&jobs, &row_of) {
+        let mut sampled = self.sample(&jobs, &row_of);
+        let rows = jobs.iter().map(|(index, _)| wanted.prompt_rows.len() + index);
+        self.score_sampled(&mut sampled, rows, &output.hidden).map_err(candle_core::Error::wrap)?;
+        for sampled in sampled {
             self.advance(sampled);
         }
         for (at, seq) in sampled_already {
-            self.advance(self.take_sampled(seq, &tokens[at]));
+            self.advance(self.take_sampled(seq, &output.tokens[at]));
         }
+        Ok(())
     }
 
     /// The logits of some hidden rows on the host, `[rows, vocab]`.
@@ -300,13 +307,17 @@ impl EngineThread {
 
     fn sample<'a>(&self, jobs: &[(usize, SeqId)], row_of: &(impl Fn(usize) -> &'a [f32] + Sync)) -> Vec<Sampled> {
         let (scheduler, live, choices, info) = (&self.scheduler, &self.live, &self.choices, &self.info);
+        let most_on_device = self.decoder.max_sampled_logprobs();
         in_parallel(jobs.len(), |job| {
             let (index, seq) = jobs[job];
             let known = scheduler.get(seq).and_then(|sequence| live.get(&sequence.request())).zip(choices.get(&seq));
             let Some((live, choice)) = known else { return Sampled::unknown(seq) };
             let raw = row_of(index);
             let token = sample_one(raw, live, choice, &info.eos_token_ids);
-            let asked = token.as_ref().ok().zip(live.request.sampling.logprobs);
+            // What the device can score has the device's bits.
+            let on_host = |num_top: &usize| most_on_device.is_none_or(|most| *num_top > most);
+            let asked = live.request.sampling.logprobs.filter(on_host);
+            let asked = token.as_ref().ok().zip(asked);
             let logprobs = asked.map(|(token, num_top)| token_logprobs(raw, *token, num_top)).into_iter().collect();
             Sampled { seq, token, logprobs }
         })

@@ -22,7 +22,7 @@ impl GpuBackend {
         let bytes: Vec<u8> = batches.iter().flat_map(|(_, _, batch)| batch.bytes()).copied().collect();
         // Held until all that reads it has been issued.
         let mut upload = self.sampling.lock().unwrap_or_else(|poison| poison.into_inner());
-        let [mut params] = upload.put([&bytes])?;
+        let [mut params] = self.made(&mut upload)?.put([&bytes])?;
         let mut samples = Vec::with_capacity(batches.len());
         for (first, len, batch) in &batches {
             samples.push(gpu::sample(&self.arena, &logits(*first, *len)?, batch, params)?);

@@ -66,16 +66,17 @@ fn logits_and_experts_are_the_cpus() {
 #[test]
 fn schedules_change_no_bit() {
     let Some(gpu) = gpu(2) else { return };
-    for (name, checkpoint) in checkpoints() {
-        for dtype in [DtypeChoice::Float32, DtypeChoice::BFloat16, DtypeChoice::Float16] {
-            let decoder = checkpoint.load_on(Some(&gpu), dtype, false).unwrap();
-            let whole = run(&decoder, &ids(21), 21, 4);
-            for (chunk, block_size) in [(1, 4), (5, 1), (8, 16)] {
-                let other = run(&decoder, &ids(21), chunk, block_size);
-                assert_eq!(other.ids, whole.ids, "{name} {dtype:?} chunk {chunk} block {block_size}");
-                assert!(other.logits == whole.logits, "{name} {dtype:?} chunk {chunk} block {block_size}");
-            }
+    let dtypes = [DtypeChoice::BFloat16, DtypeChoice::Float32, DtypeChoice::Float16];
+    for ((name, checkpoint), dtype) in checkpoints().into_iter().zip(dtypes.into_iter().cycle()) {
+        let decoder = checkpoint.load_on(Some(&gpu), dtype, false).unwrap();
+        let whole = run(&decoder, &ids(21), 21, 4);
+        // Single rows are a recorded step from the second on.
+        for (chunk, block_size) in [(1, 4), (5, 1), (8, 16)] {
+            let other = run(&decoder, &ids(21), chunk, block_size);
+            assert_eq!(other.ids, whole.ids, "{name} {dtype:?} chunk {chunk} block {block_size}");
+            assert!(other.logits == whole.logits, "{name} {dtype:?} chunk {chunk} block {block_size}");
         }
+        assert_eq!(decoder.recorded(), 1);
     }
 }
 
@@ -99,6 +100,34 @@ fn given_experts_are_taken() {
         assert!((&chunks.logits, &chunks.changed_cells) == (&shifted.logits, &shifted.changed_cells), "{name}");
         assert!(shifted.changed_cells.iter().sum::<u32>() > 0, "{name}");
     }
+}
+
+/// Two sequences of one token whose logits are wanted in either order, from recordings as well.
+#[test]
+fn logits_come_in_the_order_wanted() {
+    let Some(gpu) = gpu(5) else { return };
+    let folder = written(&Synthetic::new("olmoe"), Layout::EachExpert);
+    let decoder = open(folder.path()).load_on(Some(&gpu), DtypeChoice::BFloat16, false).unwrap();
+    let mut kv = decoder.new_kv(2, 4).unwrap();
+    let seqs = [0, 1].map(|seq| SeqSpan { rows: seq..seq + 1, first_position: 0, block_table: &[[0], [1]][seq] });
+    let mut logits = |rows: [u32; 2]| {
+        let input = StepInput {
+            token_ids: &[7, 30],
+            positions: &[0, 0],
+            slot_mapping: &[0, 4],
+            seqs: &seqs,
+            logit_rows: &rows,
+            replay: None,
+        };
+        decoder.forward(&input, &mut kv, None).unwrap().logits.to_vec2::<f32>().unwrap()
+    };
+    let first = logits([0, 1]);
+    assert!(first[0] != first[1]);
+    for _ in 0..2 {
+        assert_eq!(logits([1, 0]), [&first[1][..], &first[0]]);
+        assert_eq!(logits([0, 1]), first);
+    }
+    assert_eq!(decoder.recorded(), 1);
 }
 
 /// Tokens of hidden rows are those of their logits; several may be of one row, or be given.
