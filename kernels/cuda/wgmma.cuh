@@ -1,4 +1,4 @@
-// Products by Hopper's warpgroup instructions, which only machine code for 9.0a has: everywhere else these kernels trap.
+// Products by Hopper's warpgroup instructions, which only machine code for 9.0a has: elsewhere these kernels trap.
 //
 // 128 threads multiply 64 outputs by N tokens. The weights come from registers, 16 outputs a warp, just as `mma` has
 // them; the tokens from shared memory, where the hardware finds them by a descriptor. An instruction runs while its
@@ -55,7 +55,8 @@ __device__ __forceinline__ void settle(float (&d)[COUNT]) {
 template <class T, unsigned COUNT>
 __device__ __forceinline__ void wgmma(float (&d)[COUNT], const unsigned (&a)[4], uint64_t b, bool add);
 
-#define D8(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])
+#define D4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
+#define D8(i) D4(i), D4(i + 4)
 #define WGMMA(T, type, count, n, d_list, a_list, b_name, add_name, ...)                                                \
   template <>                                                                                                          \
   __device__ __forceinline__ void wgmma<T, count>(float (&d)[count], const unsigned (&a)[4], uint64_t b, bool add) {   \
@@ -78,6 +79,7 @@ FOR_TYPE(f16, "f16")
 #undef LIST32
 #undef WGMMA
 #undef D8
+#undef D4
 #endif
 
 // Two warpgroups take 4 panels each, of the same tokens: H times N of them.
@@ -91,8 +93,8 @@ constexpr unsigned WGMMA_STAGES = (H == 1 ? 96 : 160) * 1024 / WGMMA_STAGE<N, H>
 // Tokens rows(0..H * N) by 8 panels from `first_panel`. The tokens are H parts with accumulators of their own: while
 // one part's segment is added to its total, the tensor cores have another part's products to go on with.
 template <class T, unsigned N, unsigned H, class Rows, class Out>
-__device__ __forceinline__ void wgmma_product(unsigned char* smem, const Weights& w, const Tokens& x, unsigned first_panel,
-                                              const Rows& rows, const Out& out) {
+__device__ __forceinline__ void wgmma_product(unsigned char* smem, const Weights& w, const Tokens& x,
+                                              unsigned first_panel, const Rows& rows, const Out& out) {
 #ifdef HAS_WGMMA
   constexpr unsigned STAGE = WGMMA_STAGE<N, H>, STAGES = WGMMA_STAGES<N, H>, THREADS = 256;
   constexpr unsigned A = 8 * 16 * 8 / THREADS, B = H * N * 8 / THREADS, NT = N / 8, TOKENS = 8 * 16 * WIDE_BYTES;
@@ -155,7 +157,7 @@ __device__ __forceinline__ void wgmma_product(unsigned char* smem, const Weights
 #pragma unroll
     for (unsigned h = 0; h < H; h++) {
       if constexpr (BEGINS) {
-        // Of this part nothing is under way then, but of the others.
+        // Nothing of this part is under way then; the tensor cores go on with the other.
         wgmma_wait<H - 1>();
         settle(acc[h]);
 #pragma unroll
@@ -195,6 +197,8 @@ __device__ __forceinline__ void wgmma_product(unsigned char* smem, const Weights
     if (index + STAGES - 2 < stages) load(filled, index + STAGES - 2);
     cp_async_commit();
   };
+  // Sums may be read while others are under way only where the compiler sees in one stretch of code what was issued
+  // since: so a segment's last chunk stands before the first of the next. Else it would serialise all (C7514).
   for (unsigned i = 1;; i++) {
     const unsigned end = umin(i - 1 + w.segment / 2, stages);  // segments are of an even number of chunks
     for (; i < end; i++) {

@@ -163,7 +163,8 @@ inline void entry() {
   b = block;
   Fiber& fiber = b->fibers[b->current];
   if (!fiber.open.empty() || !fiber.groups.empty()) die("a thread ends with asynchronous copies that it never waited for");
-  if (!fiber.open_products.empty() || !fiber.product_groups.empty()) die("a thread ends with products that it never waited for");
+  if (!fiber.open_products.empty() || !fiber.product_groups.empty())
+    die("a thread ends with products that it never waited for");
   fiber.state = DONE;
   _longjmp(b->scheduler, 1);
 }
