@@ -1,6 +1,6 @@
 // The chosen experts of each token: pairs (token, k) are sorted by expert and cut into tiles of one expert each, which
 // go through gate, up and down; then each token's pairs are summed.
-#include "gemm.cuh"
+#include "wgmma.cuh"
 
 // What a block works on: `count` pairs of an expert, before which `first` pairs are sorted. A tile without pairs is
 // none.
@@ -231,6 +231,21 @@ FOR_TYPE(float, f32)
 FOR_TYPE(bf16, bf16)
 FOR_TYPE(f16, f16)
 #undef FOR_TYPE
+
+// Warpgroups share 8 panels and the tile of H * N tokens.
+#define WGMMA(T, N, H, min_blocks, up, down)                                                                           \
+  UP(up, min_blocks, T, H * N, H * N / 32, threadIdx.x / 8, 32,                                                        \
+     (wgmma_product<T, N, H>(smem, w, tokens, blockIdx.x * 8, rows, out)))                                             \
+  DOWN(down, min_blocks, T, H * N, (wgmma_product<T, N, H>(smem, w, tokens, blockIdx.x * 8, rows, out)))
+
+#define FOR_TYPE(T, suffix)                                                                \
+  WGMMA(T, 64, 1, 2, experts_up_wgmma_64_##suffix, experts_down_wgmma_64_##suffix)         \
+  WGMMA(T, 64, 2, 1, experts_up_wgmma_128_##suffix, experts_down_wgmma_128_##suffix)       \
+  WGMMA(T, 80, 2, 1, experts_up_wgmma_160_##suffix, experts_down_wgmma_160_##suffix)
+FOR_TYPE(bf16, bf16)
+FOR_TYPE(f16, f16)
+#undef FOR_TYPE
+#undef WGMMA
 #undef TILE
 #undef SPLIT
 #undef DOWN

@@ -1,5 +1,5 @@
 // out = x W^T + bias: x T [n, ld], W packed T [outs, K], out f32 [n, outs].
-#include "gemm.cuh"
+#include "wgmma.cuh"
 
 struct Features {
   static constexpr unsigned PANELS = 1;
@@ -32,19 +32,38 @@ __device__ __forceinline__ void linear_split(float* out, const T* x, const T* we
 // How many tiles of tokens are worked on together: their rows and the weights meet in the second-level cache.
 constexpr unsigned BAND = 8;
 
-// Blocks: the tiles of a band along x, those of equal outputs together.
+// What a block takes where blocks along x are the tiles of a band, those of equal outputs together.
+struct BandedTile {
+  unsigned first, first_panel;
+  __device__ __forceinline__ BandedTile(unsigned n, unsigned tokens, unsigned panels, unsigned tile_panels) {
+    const unsigned tiles_m = ceil_div(panels, tile_panels), tiles_n = ceil_div(n, tokens);
+    const unsigned band = blockIdx.x / (tiles_m * BAND) * BAND, width = umin(BAND, tiles_n - band);
+    const unsigned within = blockIdx.x - band * tiles_m;
+    first = (band + within % width) * tokens;
+    first_panel = within / width * tile_panels;
+  }
+};
+
 template <class T, unsigned WM, unsigned WN, unsigned P, unsigned NT>
 __device__ __forceinline__ void linear_tile(float* out, const T* x, const T* weights, const float* bias, unsigned n,
                                             unsigned outs, unsigned ld, unsigned segment) {
   DYN_SMEM(unsigned char, smem);
   const unsigned row_bytes = ld * sizeof(T), panels = ceil_div(outs, 16);
-  const unsigned tiles_m = ceil_div(panels, WM * P), tiles_n = ceil_div(n, WN * NT * 8);
-  const unsigned band = blockIdx.x / (tiles_m * BAND) * BAND, width = umin(BAND, tiles_n - band);
-  const unsigned within = blockIdx.x - band * tiles_m;
-  const unsigned first = (band + within % width) * (WN * NT * 8), first_panel = within / width * (WM * P);
+  const BandedTile tile(n, WN * NT * 8, panels, WM * P);
   const Weights w{reinterpret_cast<const unsigned char*>(weights), panels, row_bytes / ROW_BYTES, segment};
-  tile_product<T, WM, WN, P, NT>(smem, w, Tokens{reinterpret_cast<const unsigned char*>(x), row_bytes}, first_panel,
-                                 RowRange{first, n}, Features{out, bias, outs, first, n});
+  tile_product<T, WM, WN, P, NT>(smem, w, Tokens{reinterpret_cast<const unsigned char*>(x), row_bytes}, tile.first_panel,
+                                 RowRange{tile.first, n}, Features{out, bias, outs, tile.first, n});
+}
+
+template <class T, unsigned N, unsigned H>
+__device__ __forceinline__ void linear_wgmma(float* out, const T* x, const T* weights, const float* bias, unsigned n,
+                                             unsigned outs, unsigned ld, unsigned segment) {
+  DYN_SMEM(unsigned char, smem);
+  const unsigned row_bytes = ld * sizeof(T), panels = ceil_div(outs, 16);
+  const BandedTile tile(n, H * N, panels, 8);
+  const Weights w{reinterpret_cast<const unsigned char*>(weights), panels, row_bytes / ROW_BYTES, segment};
+  wgmma_product<T, N, H>(smem, w, Tokens{reinterpret_cast<const unsigned char*>(x), row_bytes}, tile.first_panel,
+                         RowRange{tile.first, n}, Features{out, bias, outs, tile.first, n});
 }
 
 #define LINEAR(name, min_blocks, product, T, ...)                                                                      \
@@ -66,6 +85,13 @@ __device__ __forceinline__ void linear_tile(float* out, const T* x, const T* wei
   LINEAR(linear_tile_128x64_##suffix, 2, linear_tile, T, 4, 2, 2, 4)   \
   LINEAR(linear_tile_128x128_##suffix, 1, linear_tile, T, 2, 4, 4, 4)
 FOR_TYPE(float, f32)
+FOR_TYPE(bf16, bf16)
+FOR_TYPE(f16, f16)
+#undef FOR_TYPE
+#define FOR_TYPE(T, suffix)                                         \
+  LINEAR(linear_wgmma_128x64_##suffix, 2, linear_wgmma, T, 64, 1)   \
+  LINEAR(linear_wgmma_128x128_##suffix, 1, linear_wgmma, T, 64, 2)  \
+  LINEAR(linear_wgmma_128x160_##suffix, 1, linear_wgmma, T, 80, 2)
 FOR_TYPE(bf16, bf16)
 FOR_TYPE(f16, f16)
 #undef FOR_TYPE

@@ -98,6 +98,16 @@ enum State { READY, AT_BLOCK, AT_WARP, DONE };
 
 struct Copy { void* to; const void* from; bool valid; };
 
+// An instruction of a warpgroup that is under way: its registers are those of the thread, and are read and written when
+// it is waited for.
+struct Product {
+  void (*run)(const Product&);
+  float* d;
+  const unsigned* a;
+  uint64_t b;
+  bool add;
+};
+
 struct Fiber {
   ucontext_t start;
   jmp_buf at;
@@ -107,6 +117,10 @@ struct Fiber {
   unsigned turn;  // which half of its slots the next exchange uses
   std::vector<Copy> open;
   std::vector<std::vector<Copy>> groups;
+  bool unfenced;  // has copied, and not told the tensor cores
+  bool arrived;   // its registers are ready for products
+  std::vector<Product> open_products;
+  std::vector<std::vector<Product>> product_groups;
 };
 
 constexpr size_t STACK = 128 << 10;
@@ -123,6 +137,7 @@ struct Block {
   void (*call)(void**);
   void** args;
   std::vector<unsigned char> smem;
+  bool unfenced;  // a barrier was passed with copies that the tensor cores do not see
 };
 
 inline thread_local Block* block = nullptr;
@@ -148,6 +163,8 @@ inline void entry() {
   b = block;
   Fiber& fiber = b->fibers[b->current];
   if (!fiber.open.empty() || !fiber.groups.empty()) die("a thread ends with asynchronous copies that it never waited for");
+  if (!fiber.open_products.empty() || !fiber.product_groups.empty())
+    die("a thread ends with products that it never waited for");
   fiber.state = DONE;
   _longjmp(b->scheduler, 1);
 }
@@ -183,6 +200,7 @@ inline void run(void (*call)(void**), dim3 grid, dim3 threads, size_t smem, void
       for (unsigned x = 0; x < grid.x; x++) {
         bid = {x, y, z};
         b.smem.assign(smem + 1024, 0xFF);  // shared memory starts as rubbish, as on the chip
+        b.unfenced = false;
         for (size_t i = 0; i < n; i++) {
           Fiber& fiber = b.fibers[i];
           fiber.start.uc_stack.ss_sp = b.stacks + i * STACK;
@@ -194,6 +212,9 @@ inline void run(void (*call)(void**), dim3 grid, dim3 threads, size_t smem, void
           fiber.turn = 0;
           fiber.open.clear();
           fiber.groups.clear();
+          fiber.unfenced = fiber.arrived = false;
+          fiber.open_products.clear();
+          fiber.product_groups.clear();
           fiber.tid = {unsigned(i % threads.x), unsigned(i / threads.x % threads.y), unsigned(i / threads.x / threads.y)};
         }
         for (;;) {
@@ -279,7 +300,11 @@ struct Register {
 #define blockDim (emu::bdim)
 #define gridDim (emu::gdim)
 #define warpSize 32
-static inline void __syncthreads() { emu::park(emu::AT_BLOCK); }
+static inline void __syncthreads() {
+  if (emu::block->fibers[emu::block->current].unfenced) emu::block->unfenced = true;
+  emu::park(emu::AT_BLOCK);
+}
+static inline void __trap() { emu::die("trap"); }
 static inline void __syncwarp(unsigned = ~0u) { emu::park(emu::AT_WARP); }
 static inline void __threadfence() {}
 static inline void __threadfence_block() {}
@@ -384,6 +409,7 @@ static inline void cp_async_commit() {
 template <int N> static inline void cp_async_wait() {
   emu::Fiber& fiber = emu::block->fibers[emu::block->current];
   while (fiber.groups.size() > N) {
+    fiber.unfenced |= !fiber.groups.front().empty();
     for (const emu::Copy& copy : fiber.groups.front()) {
       if (copy.valid) memcpy(copy.to, copy.from, 16);
       else memset(copy.to, 0, 16);
@@ -398,3 +424,76 @@ static inline uint4 load_stream(const void* from) {
   return v;
 }
 static inline unsigned load_now(const unsigned* from) { return *from; }
+
+// Instructions of warpgroups, as `wgmma.cuh` says. They happen as late as they may, so that a wait too few is seen.
+static inline unsigned char* emu_shared_base() {
+  return (unsigned char*)((uintptr_t(emu::block->smem.data()) + 1023) & ~uintptr_t(1023));
+}
+// Dynamic shared memory does not begin at address 0.
+constexpr unsigned EMU_SHARED_FIRST = 1024;
+static inline unsigned shared_address(const void* at) {
+  return unsigned(static_cast<const unsigned char*>(at) - emu_shared_base()) + EMU_SHARED_FIRST;
+}
+// 16 bytes of a K-major operand: 8 elements of a row, from element `piece` * 8 on. A descriptor has, in units of 16
+// bytes, where it starts (14 bits), from bit 16 on the stride between pieces (which counts without a swizzle alone), from
+// bit 32 on the stride between groups of 8 rows, and from bit 62 on what is permuted: nothing, 128, 64 or 32 bytes.
+static inline const uint16_t* emu_operand(uint64_t descriptor, unsigned row, unsigned piece) {
+  const auto field = [&](unsigned bit) { return unsigned(descriptor >> bit & 0x3fff) * 16; };
+  const unsigned mode = unsigned(descriptor >> 62), width = mode == 0 ? 16 : 256 >> mode;
+  if ((descriptor >> 49 & 7) != 0) emu::die("wgmma: a base offset is not emulated");
+  unsigned address = field(0) + row / 8 * field(32) + row % 8 * width + piece * (mode == 0 ? field(16) : 16);
+  // Within 8 rows, pieces of 16 bytes are permuted by the address bits from 7 on: 3, 2 or 1 of them.
+  address ^= (address >> 7 & (width / 16 - 1)) << 4;
+  if (address < EMU_SHARED_FIRST || address - EMU_SHARED_FIRST + 1024 + 16 > emu::block->smem.size())
+    emu::die("wgmma: an operand is not in shared memory");
+  return reinterpret_cast<const uint16_t*>(emu_shared_base() + (address - EMU_SHARED_FIRST));
+}
+struct EmuWeights { unsigned a[4]; };
+// Each warp has 16 of the 64 rows. The sum begins with what there was: it is rounded otherwise than that of `emu_mma`,
+// so that whoever takes the two for equal is found out.
+template <class T, unsigned COUNT> static inline void emu_wgmma_run(const emu::Product& product) {
+  EmuWeights own;
+  memcpy(own.a, product.a, sizeof own.a);
+  const auto posted = emu::post(own);
+  const unsigned g = emu::lane() / 4, q = emu::lane() % 4;
+  float a[2][16];
+  for (unsigned k = 0; k < 16; k++) {
+    const auto left = posted.of<EmuWeights>(g * 4 + k % 8 / 2);
+    for (unsigned h = 0; h < 2; h++) a[h][k] = emu_half_of(T{}, left.a[h + k / 8 * 2], k % 2);
+  }
+  for (unsigned j = 0; j < COUNT / 4; j++)
+    for (unsigned c = 0; c < 2; c++) {
+      float b[16];
+      for (unsigned k = 0; k < 16; k++)
+        b[k] = emu_half_of(T{}, emu_operand(product.b, j * 8 + 2 * q + c, k / 8)[k % 8], 0);
+      for (unsigned h = 0; h < 2; h++) {
+        float& d = product.d[j * 4 + h * 2 + c];
+        float sum = product.add ? d : 0.f;
+        for (unsigned k = 0; k < 16; k++) sum += a[h][k] * b[k];
+        d = sum;
+      }
+    }
+}
+static inline void fence_async() { emu::block->fibers[emu::block->current].unfenced = false; }
+static inline void wgmma_fence() { emu::block->fibers[emu::block->current].arrived = true; }
+template <class T, unsigned COUNT>
+static inline void wgmma(float (&d)[COUNT], const unsigned (&a)[4], uint64_t b, bool add) {
+  emu::Fiber& fiber = emu::block->fibers[emu::block->current];
+  if (!fiber.arrived) emu::die("wgmma without a fence of its registers");
+  if (emu::block->unfenced) emu::die("wgmma: shared memory was written without a fence for the tensor cores");
+  fiber.open_products.push_back({&emu_wgmma_run<T, COUNT>, d, a, b, add});
+}
+static inline void wgmma_commit() {
+  emu::Fiber& fiber = emu::block->fibers[emu::block->current];
+  fiber.product_groups.push_back(std::move(fiber.open_products));
+  fiber.open_products.clear();
+  fiber.arrived = false;
+}
+template <int N> static inline void wgmma_wait() {
+  emu::Fiber& fiber = emu::block->fibers[emu::block->current];
+  while (fiber.product_groups.size() > N) {
+    for (const emu::Product& product : fiber.product_groups.front()) product.run(product);
+    fiber.product_groups.erase(fiber.product_groups.begin());
+  }
+}
+template <unsigned COUNT> static inline void settle(float (&)[COUNT]) {}

@@ -21,6 +21,7 @@ pub struct Emulation {
     queues: Mutex<Queues>,
     memory: Mutex<HashMap<u64, Guarded>>,
     limit: usize,
+    capability: u32,
     launches: AtomicU64,
 }
 
@@ -28,6 +29,12 @@ pub struct Emulation {
 ///
 /// `seed` decides how far streams run ahead of what waits for them; 0 is as late as possible.
 pub fn gpu(seed: u64, limit: usize) -> Option<Gpu> {
+    gpu_of(seed, limit, 80)
+}
+
+/// As [`gpu`], with a compute capability, as in 90 for 9.0: launchers choose kernels by it. Those that only Hopper has round
+/// otherwise than the others, as they may.
+pub fn gpu_of(seed: u64, limit: usize, capability: u32) -> Option<Gpu> {
     if cfg!(no_kernels) {
         println!("skipped: the GPU kernels could not be compiled as C++");
         return None;
@@ -36,6 +43,7 @@ pub fn gpu(seed: u64, limit: usize) -> Option<Gpu> {
         queues: Mutex::new(Queues::new(seed)),
         memory: Mutex::default(),
         limit,
+        capability,
         launches: AtomicU64::new(0),
     })))
 }
@@ -65,7 +73,7 @@ impl Driver for Emulation {
     }
 
     fn capability(&self) -> u32 {
-        80
+        self.capability
     }
 
     fn allocate(&self, bytes: usize) -> Result<Address, GpuError> {

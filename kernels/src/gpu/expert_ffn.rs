@@ -1,5 +1,5 @@
 use crate::error::{KernelError, check_index};
-use crate::gpu::linear::{PANEL, Split, check_operand, names, tile_shared};
+use crate::gpu::linear::{PANEL, Split, check_operand, names, tile_shared, wgmma_names, wgmma_shared};
 use crate::gpu::rows::int;
 use crate::gpu::{Address, Arena, DeviceExperts, DeviceRows, Launch, Scratch};
 use crate::weights::WeightDtype;
@@ -15,39 +15,50 @@ const MOST_TOP_K: usize = 32;
 /// Bytes of an `ExpertTile` in `kernels/cuda/experts.cu`.
 const TILE_BYTES: usize = 16;
 
-/// How an expert's pairs are taken. The bits of the result do not depend on it.
+/// How an expert's pairs are taken. The bits of the result do not depend on it; but all that is promised of
+/// [`Wgmma`](Self::Wgmma) is that they do not depend on its pairs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ExpertTiling {
     /// 8, 16 or 32 pairs at once; warps share K.
     Split(usize),
     /// 64 or 128 pairs at once; warps share the outputs.
     Tile(usize),
+    /// 64, 128 or 160 pairs at once; Hopper's warpgroups share the outputs. Not of f32.
+    Wgmma(usize),
 }
 
 impl ExpertTiling {
     /// Every tiling there is.
-    pub const ALL: [ExpertTiling; 5] = [
+    pub const ALL: [ExpertTiling; 8] = [
         ExpertTiling::Split(8),
         ExpertTiling::Split(16),
         ExpertTiling::Split(32),
         ExpertTiling::Tile(64),
         ExpertTiling::Tile(128),
+        ExpertTiling::Wgmma(64),
+        ExpertTiling::Wgmma(128),
+        ExpertTiling::Wgmma(160),
     ];
 
-    /// For `n` tokens: an expert's weights should be read once, and not for more pairs than there may be.
-    pub fn choose(n: usize, top_k: usize, num_experts: usize) -> ExpertTiling {
+    /// For `n` tokens: an expert's weights should be read once, and not for more pairs than there may be. `wgmma` says
+    /// whether it may be [`Wgmma`](Self::Wgmma).
+    pub fn choose(n: usize, top_k: usize, num_experts: usize, wgmma: bool) -> ExpertTiling {
         match (n * top_k).div_ceil(num_experts.max(1)) {
             // A token may choose an expert once, so there are no more than `n` pairs; twice the average is seldom
             // passed.
             mean @ 0..=16 => ExpertTiling::Split((2 * mean).min(n).next_power_of_two().clamp(8, 32)),
+            17..=96 if wgmma => ExpertTiling::Wgmma(64),
             17..=96 => ExpertTiling::Tile(64),
+            // What is left of an expert's pairs fills half a tile: many are needed for the larger to be worth it.
+            640.. if wgmma => ExpertTiling::Wgmma(160),
+            _ if wgmma => ExpertTiling::Wgmma(128),
             _ => ExpertTiling::Tile(128),
         }
     }
 
     /// Pairs of a tile.
     fn pairs(self) -> usize {
-        let (ExpertTiling::Split(pairs) | ExpertTiling::Tile(pairs)) = self;
+        let (ExpertTiling::Split(pairs) | ExpertTiling::Tile(pairs) | ExpertTiling::Wgmma(pairs)) = self;
         pairs
     }
 
@@ -58,6 +69,9 @@ impl ExpertTiling {
             ExpertTiling::Split(32) => names!(dtype, "experts_up_split_32"),
             ExpertTiling::Tile(64) => names!(dtype, "experts_up_tile_64"),
             ExpertTiling::Tile(128) => names!(dtype, "experts_up_tile_128"),
+            ExpertTiling::Wgmma(64) => wgmma_names!(dtype, "experts_up_wgmma_64"),
+            ExpertTiling::Wgmma(128) => wgmma_names!(dtype, "experts_up_wgmma_128"),
+            ExpertTiling::Wgmma(160) => wgmma_names!(dtype, "experts_up_wgmma_160"),
             _ => unreachable!("{self:?} is no tiling"),
         }
     }
@@ -69,6 +83,9 @@ impl ExpertTiling {
             ExpertTiling::Split(32) => names!(dtype, "experts_down_split_32"),
             ExpertTiling::Tile(64) => names!(dtype, "experts_down_tile_64"),
             ExpertTiling::Tile(128) => names!(dtype, "experts_down_tile_128"),
+            ExpertTiling::Wgmma(64) => wgmma_names!(dtype, "experts_down_wgmma_64"),
+            ExpertTiling::Wgmma(128) => wgmma_names!(dtype, "experts_down_wgmma_128"),
+            ExpertTiling::Wgmma(160) => wgmma_names!(dtype, "experts_down_wgmma_160"),
             _ => unreachable!("{self:?} is no tiling"),
         }
     }
@@ -77,9 +94,15 @@ impl ExpertTiling {
     fn launch(self, kernel: &'static str, panels: usize, tiles: usize, split: Split) -> Launch {
         match self {
             ExpertTiling::Split(pairs) => split.launch(kernel, [panels.div_ceil(2), 2], [tiles, pairs]),
-            ExpertTiling::Tile(pairs) => {
+            ExpertTiling::Tile(pairs) | ExpertTiling::Wgmma(pairs) => {
                 let grid = [int(panels.div_ceil(8)), int(tiles), 1];
-                Launch { kernel, grid, block: 256, shared: tile_shared(pairs) }
+                let wgmma = matches!(self, ExpertTiling::Wgmma(_));
+                Launch {
+                    kernel,
+                    grid,
+                    block: 256,
+                    shared: if wgmma { wgmma_shared(pairs) } else { tile_shared(pairs) },
+                }
             }
         }
     }
@@ -88,10 +111,11 @@ impl ExpertTiling {
 /// `sum over k of weight_k * down(silu(gate x) * (up x))` of the chosen experts: `x` `[n, hidden]` as products read it,
 /// `topk_ids` u32 and `topk_weights` f32 `[n, top_k]`, to f32 `[n, hidden]`.
 ///
-/// The sum runs by ascending expert id, and the bits of a row depend on that row, its routing and the weights alone. An
-/// id that is not below the number of experts chooses none.
+/// The sum runs by ascending expert id. The bits of a row depend on that row, its routing and the weights alone, on a
+/// device that [uses no wgmma](crate::gpu::Gpu::uses_wgmma). An id that is not below the number of experts chooses none.
 ///
-/// # Panics When `x` has another element type than the weights.
+/// # Panics
+/// When `x` has another element type than the weights.
 pub fn expert_ffn(
     arena: &Arena,
     x: &DeviceRows,
@@ -100,11 +124,12 @@ pub fn expert_ffn(
     top_k: usize,
     experts: &DeviceExperts,
 ) -> Result<DeviceRows, KernelError> {
-    let tiling = ExpertTiling::choose(x.len(), top_k, experts.num_experts());
+    let wgmma = arena.gpu().uses_wgmma(experts.dtype());
+    let tiling = ExpertTiling::choose(x.len(), top_k, experts.num_experts(), wgmma);
     expert_ffn_tiled(arena, x, topk_ids, topk_weights, top_k, experts, tiling)
 }
 
-/// As [`expert_ffn`], in a given tiling.
+/// As [`expert_ffn`], in a given tiling, which the device and the weights must suit.
 pub fn expert_ffn_tiled(
     arena: &Arena,
     x: &DeviceRows,
@@ -237,7 +262,15 @@ mod tests {
             (1024, 8, 128, ExpertTiling::Tile(64)),
             (4096, 8, 128, ExpertTiling::Tile(128)),
         ] {
-            assert_eq!(ExpertTiling::choose(n, top_k, num_experts), tiling, "{n} x {top_k} of {num_experts}");
+            assert_eq!(ExpertTiling::choose(n, top_k, num_experts, false), tiling, "{n} x {top_k} of {num_experts}");
+        }
+        for (n, tiling) in [
+            (256, ExpertTiling::Split(32)),
+            (512, ExpertTiling::Wgmma(64)),
+            (4096, ExpertTiling::Wgmma(128)),
+            (16384, ExpertTiling::Wgmma(160)),
+        ] {
+            assert_eq!(ExpertTiling::choose(n, 8, 128, true), tiling, "{n}");
         }
     }
 }

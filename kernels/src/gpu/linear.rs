@@ -24,7 +24,8 @@ impl Split {
     /// Of a row of `in_features` weights.
     pub(crate) fn of(in_features: usize, dtype: WeightDtype) -> Split {
         let rows = in_features.div_ceil(ROW_PAD);
-        let segment = rows.div_ceil(Self::WARPS).max(4);
+        // `wgmma_product` takes two chunks of 16-bit elements at once.
+        let segment = rows.div_ceil(Self::WARPS).max(4).next_multiple_of(2);
         Split { segment: segment * ROW_PAD * dtype.bytes() / CHUNK, segments: rows.div_ceil(segment) }
     }
 
@@ -55,6 +56,20 @@ pub(crate) fn tile_shared(tokens: usize) -> u32 {
     int(5 * (128 + tokens) * CHUNK)
 }
 
+/// Bytes of shared memory of `wgmma_product` with tiles of 128 outputs.
+pub(crate) fn wgmma_shared(tokens: usize) -> u32 {
+    // As `WGMMA_STAGES`.
+    let (stage, most) = ((128 + tokens) * 2 * CHUNK, if tokens == 64 { 96 } else { 160 });
+    int(most * 1024 / stage * stage)
+}
+
+/// The tokens of a block of `wgmma_product`, 128 or 160: with which so many multiprocessors are done sooner.
+pub(crate) fn wgmma_tokens(tiles: impl Fn(usize) -> usize, multiprocessors: usize) -> usize {
+    // Some of a tile's time does not depend on its tokens.
+    let time = |tokens: usize| tiles(tokens).div_ceil(multiprocessors.max(1)) * (tokens + 32);
+    if time(160) <= time(128) { 160 } else { 128 }
+}
+
 /// A kernel's name with the suffix of a type.
 macro_rules! names {
     ($dtype:expr, $name:literal) => {
@@ -63,7 +78,19 @@ macro_rules! names {
 }
 pub(crate) use names;
 
-/// Which kernel computes a product. The bits of the result do not depend on it.
+/// A kernel's name with the suffix of a type that tensor cores multiply.
+macro_rules! wgmma_names {
+    ($dtype:expr, $name:literal) => {
+        match $dtype {
+            crate::weights::WeightDtype::F32 => panic!(concat!($name, " multiplies no f32")),
+            dtype => crate::gpu::rows::by_dtype(dtype, ["", concat!($name, "_bf16"), concat!($name, "_f16")]),
+        }
+    };
+}
+pub(crate) use wgmma_names;
+
+/// Which kernel computes a product. The bits of the result do not depend on it; but all that is promised of
+/// [`Wgmma`](Self::Wgmma) is that they do not depend on its tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LinearTiling {
     /// Warps share K: `outputs` (16 or 32) by `tokens` (8, 16, 32 or 64) each.
@@ -78,11 +105,16 @@ pub enum LinearTiling {
         /// Tokens of a block.
         tokens: usize,
     },
+    /// Hopper's warpgroups share a tile of 128 outputs by `tokens` (64, 128 or 160); not of f32.
+    Wgmma {
+        /// Tokens of a block.
+        tokens: usize,
+    },
 }
 
 impl LinearTiling {
     /// Every tiling there is.
-    pub const ALL: [LinearTiling; 10] = [
+    pub const ALL: [LinearTiling; 13] = [
         LinearTiling::Split { outputs: 16, tokens: 8 },
         LinearTiling::Split { outputs: 16, tokens: 16 },
         LinearTiling::Split { outputs: 16, tokens: 32 },
@@ -93,18 +125,28 @@ impl LinearTiling {
         LinearTiling::Split { outputs: 32, tokens: 64 },
         LinearTiling::Tile { tokens: 64 },
         LinearTiling::Tile { tokens: 128 },
+        LinearTiling::Wgmma { tokens: 64 },
+        LinearTiling::Wgmma { tokens: 128 },
+        LinearTiling::Wgmma { tokens: 160 },
     ];
 
     /// For `n` rows on a device with so many multiprocessors: large tiles where there are enough to go round, and
-    /// otherwise as many blocks as it takes to read the weights at full speed.
-    pub fn choose(n: usize, out_features: usize, multiprocessors: usize) -> LinearTiling {
+    /// otherwise as many blocks as it takes to read the weights at full speed. `wgmma` says whether it may be
+    /// [`Wgmma`](Self::Wgmma).
+    pub fn choose(n: usize, out_features: usize, multiprocessors: usize, wgmma: bool) -> LinearTiling {
         let tiles = |tokens: usize| out_features.div_ceil(128) * n.div_ceil(tokens);
         if n > 64 && tiles(128) >= multiprocessors {
-            return LinearTiling::Tile { tokens: 128 };
+            return match wgmma {
+                true => LinearTiling::Wgmma { tokens: wgmma_tokens(tiles, multiprocessors) },
+                false => LinearTiling::Tile { tokens: 128 },
+            };
         }
         // Few tokens too are read less often by tall tiles, which is worth more than what stays empty.
         if n > 16 && tiles(64) * 2 >= multiprocessors {
-            return LinearTiling::Tile { tokens: 64 };
+            return match wgmma && n > 32 {
+                true => LinearTiling::Wgmma { tokens: 64 },
+                false => LinearTiling::Tile { tokens: 64 },
+            };
         }
         let tokens = n.next_power_of_two().clamp(8, 64);
         // Blocks of 64 tokens have a multiprocessor each, and much to gain from reading the tokens less often.
@@ -125,6 +167,9 @@ impl LinearTiling {
             LinearTiling::Split { outputs: 32, tokens: 64 } => names!(dtype, "linear_split_32x64"),
             LinearTiling::Tile { tokens: 64 } => names!(dtype, "linear_tile_128x64"),
             LinearTiling::Tile { tokens: 128 } => names!(dtype, "linear_tile_128x128"),
+            LinearTiling::Wgmma { tokens: 64 } => wgmma_names!(dtype, "linear_wgmma_128x64"),
+            LinearTiling::Wgmma { tokens: 128 } => wgmma_names!(dtype, "linear_wgmma_128x128"),
+            LinearTiling::Wgmma { tokens: 160 } => wgmma_names!(dtype, "linear_wgmma_128x160"),
             _ => unreachable!("{self:?} is no tiling"),
         }
     }
@@ -137,9 +182,15 @@ impl LinearTiling {
                 [outs.div_ceil(outputs), outputs / PANEL],
                 [n.div_ceil(tokens), tokens],
             ),
-            LinearTiling::Tile { tokens } => {
+            LinearTiling::Tile { tokens } | LinearTiling::Wgmma { tokens } => {
                 let grid = [int(outs.div_ceil(128) * n.div_ceil(tokens)), 1, 1];
-                Launch { kernel, grid, block: 256, shared: tile_shared(tokens) }
+                let wgmma = matches!(self, LinearTiling::Wgmma { .. });
+                Launch {
+                    kernel,
+                    grid,
+                    block: 256,
+                    shared: if wgmma { wgmma_shared(tokens) } else { tile_shared(tokens) },
+                }
             }
         }
     }
@@ -147,7 +198,7 @@ impl LinearTiling {
 
 /// `x W^T + bias`: `x` `[n, in]` as products read it, `bias` f32 `[out]`, to f32 `[n, out]`.
 ///
-/// The bits of a row depend on that row and the weights alone.
+/// The bits of a row depend on that row and the weights alone, on a device that [uses no wgmma](crate::gpu::Gpu::uses_wgmma).
 ///
 /// # Panics
 /// When `x` has another element type than the weights.
@@ -158,10 +209,11 @@ pub fn linear(
     bias: Option<&DeviceBuffer>,
 ) -> Result<DeviceRows, KernelError> {
     let multiprocessors = arena.gpu().driver().multiprocessors() as usize;
-    linear_tiled(arena, x, w, bias, LinearTiling::choose(x.len(), w.out_features(), multiprocessors))
+    let wgmma = arena.gpu().uses_wgmma(w.dtype());
+    linear_tiled(arena, x, w, bias, LinearTiling::choose(x.len(), w.out_features(), multiprocessors, wgmma))
 }
 
-/// As [`linear`], in a given tiling.
+/// As [`linear`], in a given tiling, which the device and the weights must suit.
 pub fn linear_tiled(
     arena: &Arena,
     x: &DeviceRows,
@@ -224,7 +276,29 @@ mod tests {
             (17, 151936, LinearTiling::Tile { tokens: 64 }),
             (65, 151936, LinearTiling::Tile { tokens: 128 }),
         ] {
-            assert_eq!(LinearTiling::choose(n, outs, 132), tiling, "{n} x {outs}");
+            assert_eq!(LinearTiling::choose(n, outs, 132, false), tiling, "{n} x {outs}");
+        }
+        let wgmma = |tokens| LinearTiling::Wgmma { tokens };
+        for (n, outs, tiling) in [
+            (1, 2048, split(16, 8)),
+            (128, 2048, split(32, 64)),
+            (17, 151936, LinearTiling::Tile { tokens: 64 }),
+            (33, 151936, wgmma(64)),
+            (300, 2048, wgmma(64)),
+            // Two rounds either way, or three.
+            (2048, 2048, wgmma(128)),
+            (2560, 2048, wgmma(160)),
+            (65, 151936, wgmma(128)),
+            (8192, 4096, wgmma(160)),
+        ] {
+            assert_eq!(LinearTiling::choose(n, outs, 132, true), tiling, "{n} x {outs}");
+        }
+    }
+
+    #[test]
+    fn stages_fit() {
+        for (tokens, stages) in [(64, 4), (128, 5), (160, 4)] {
+            assert_eq!(wgmma_shared(tokens) as usize, stages * (128 + tokens) * 128);
         }
     }
 
@@ -232,6 +306,7 @@ mod tests {
     fn splits_are_whole_and_few() {
         for (ins, dtype, segment, segments) in [
             (1, WeightDtype::BF16, 4, 1),
+            (1100, WeightDtype::BF16, 6, 6),
             (768, WeightDtype::BF16, 4, 6),
             (2048, WeightDtype::F16, 8, 8),
             (2880, WeightDtype::BF16, 12, 8),

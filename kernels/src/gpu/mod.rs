@@ -48,18 +48,39 @@ pub use rows::{DeviceRows, ROW_PAD};
 pub use sample::{DeviceSamples, SampleBatch, SampleParams, SampledToken, TokenLogprob, sample, sample_with_limits};
 pub use upload::Upload;
 
+use crate::weights::WeightDtype;
+
 /// A device. A clone is the same device.
 #[derive(Clone, Debug)]
 pub struct Gpu {
     driver: Arc<dyn Driver>,
     /// Pinned memory for copies that the caller waits for.
     staging: Arc<Mutex<Option<PinnedBuffer>>>,
+    deterministic: bool,
 }
 
 impl Gpu {
     /// The device behind a driver.
     pub fn new(driver: Arc<dyn Driver>) -> Gpu {
-        Gpu { driver, staging: Arc::default() }
+        Gpu { driver, staging: Arc::default(), deterministic: false }
+    }
+
+    /// The same device; with `true`, the bits of a row never depend on how many rows are computed with it. Hopper's
+    /// warpgroup instructions, which multiply many rows, may round otherwise than those for few, and are not used then.
+    /// Everything that starts from this handle keeps it.
+    pub fn with_deterministic(self, deterministic: bool) -> Gpu {
+        Gpu { deterministic, ..self }
+    }
+
+    /// Whether the bits of a row never depend on how many rows are computed with it.
+    pub fn is_deterministic(&self) -> bool {
+        self.deterministic
+    }
+
+    /// Whether large products with weights of this type are by Hopper's warpgroup instructions. Only machine code for
+    /// compute capability 9.0 has them, which no other chip runs.
+    pub fn uses_wgmma(&self, dtype: WeightDtype) -> bool {
+        self.driver.capability() == 90 && !self.deterministic && dtype != WeightDtype::F32
     }
 
     /// What it runs on.

@@ -19,6 +19,20 @@ pub fn gpu(seed: u64) -> Option<Gpu> {
     }
 }
 
+/// A device that has Hopper's warpgroup instructions; `None` where there is none, which has been said.
+pub fn wgmma_gpu(seed: u64) -> Option<Gpu> {
+    if !is_cuda() {
+        return moetrail_emulation::gpu_of(seed, 1 << 30, 90);
+    }
+    let gpu = gpu(seed)?;
+    let capability = gpu.driver().capability();
+    if capability != 90 {
+        println!("skipped: wgmma is for compute capability 90, not {capability}");
+        return None;
+    }
+    Some(gpu)
+}
+
 /// Whether the CUDA driver's device is tested.
 pub fn is_cuda() -> bool {
     std::env::var_os("MOETRAIL_TEST_DEVICE").is_some()

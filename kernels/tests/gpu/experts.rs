@@ -2,7 +2,7 @@ use moetrail_kernels::gpu::{Arena, DeviceBuffer, DeviceExperts, ExpertTiling, Gp
 use moetrail_kernels::{PackedExperts, WeightDtype, WeightView, reference};
 use proptest::prelude::*;
 
-use crate::device::{assert_close, gpu, half_ulp, operand_of, round};
+use crate::device::{assert_close, gpu, half_ulp, is_cuda, operand_of, round, wgmma_gpu};
 use crate::toss::{Toss, dtypes, le_bytes};
 
 #[derive(Clone, Copy, Debug)]
@@ -159,7 +159,22 @@ proptest! {
         let call = Call::new(&mut toss, layer.shape, n);
         call.assert_agrees(&layer, &call.run(&gpu, &layer, None));
     }
+
+    #[test]
+    fn wgmma_experts_agree(
+        seed: u64, n in 1usize..200, hidden in 1usize..200, inter in 1usize..200, experts in 1usize..6, k in 1usize..4,
+        half: bool, tiling in 0usize..3,
+    ) {
+        let Some(gpu) = wgmma_gpu(seed) else { return Ok(()) };
+        let dtype = if half { WeightDtype::F16 } else { WeightDtype::BF16 };
+        let mut toss = Toss::new(seed);
+        let layer = Layer::new(&gpu, &mut toss, Shape { experts, hidden, inter, top_k: k.min(experts), dtype });
+        let call = Call::new(&mut toss, layer.shape, n);
+        call.assert_agrees(&layer, &call.run(&gpu, &layer, Some(WGMMA[tiling])));
+    }
 }
+
+const WGMMA: [ExpertTiling; 3] = [ExpertTiling::Wgmma(64), ExpertTiling::Wgmma(128), ExpertTiling::Wgmma(160)];
 
 /// Every tiling gives the same bits: one expert has most tokens, some have none, one has the rest.
 #[test]
@@ -176,16 +191,54 @@ fn tilings_do_not_show() {
         }
         let first = call.run(&gpu, &layer, Some(ExpertTiling::ALL[0]));
         call.assert_agrees(&layer, &first);
-        for tiling in &ExpertTiling::ALL[1..] {
-            assert_bits(&call.run(&gpu, &layer, Some(*tiling)), &first, &format!("{tiling:?} of {:?}", layer.shape));
+        for tiling in ExpertTiling::ALL.into_iter().filter(|tiling| !WGMMA.contains(tiling)) {
+            assert_bits(&call.run(&gpu, &layer, Some(tiling)), &first, &format!("{tiling:?} of {:?}", layer.shape));
         }
     }
+}
+
+/// The same of Hopper's tilings, which promise to agree with one another; and a row is the same among fewer.
+#[test]
+fn wgmma_tilings_do_not_show() {
+    let Some(gpu) = wgmma_gpu(1) else { return };
+    for (dtype, hidden, inter) in [(WeightDtype::BF16, 300, 140), (WeightDtype::F16, 140, 300)] {
+        let mut toss = Toss::new(7);
+        let layer = Layer::new(&gpu, &mut toss, Shape { experts: 4, hidden, inter, top_k: 1, dtype });
+        let mut call = Call::new(&mut toss, layer.shape, 230);
+        for (i, id) in call.ids.iter_mut().enumerate() {
+            *id = if i % 8 == 3 { 3 } else { 1 };
+        }
+        let first = call.run(&gpu, &layer, Some(WGMMA[0]));
+        call.assert_agrees(&layer, &first);
+        for tiling in WGMMA {
+            assert_bits(&call.run(&gpu, &layer, Some(tiling)), &first, &format!("{tiling:?} of {:?}", layer.shape));
+            let some = call.rows(layer.shape, 37, 101).run(&gpu, &layer, Some(tiling));
+            assert_bits(&some, &first[37 * hidden..][..101 * hidden], &format!("{tiling:?} of {:?}", layer.shape));
+        }
+    }
+}
+
+/// Hopper's tilings are chosen where experts have many pairs, and never on a deterministic device.
+#[test]
+fn determinism_excludes_wgmma() {
+    if is_cuda() {
+        return;
+    }
+    let Some(gpu) = wgmma_gpu(4) else { return };
+    let mut toss = Toss::new(8);
+    let shape = Shape { experts: 2, hidden: 70, inter: 70, top_k: 1, dtype: WeightDtype::BF16 };
+    let layer = Layer::new(&gpu, &mut toss, shape);
+    let call = Call::new(&mut toss, shape, 80);
+    let (wgmma, tile) = (call.run(&gpu, &layer, Some(WGMMA[0])), call.run(&gpu, &layer, Some(ExpertTiling::Tile(64))));
+    assert!(wgmma != tile, "the emulation tells them apart");
+    assert_bits(&call.run(&gpu, &layer, None), &wgmma, "by default");
+    assert_bits(&call.run(&gpu.with_deterministic(true), &layer, None), &tile, "deterministic");
 }
 
 /// The bits of a row do not depend on what else is in the call, nor on the order of its ids.
 #[test]
 fn batches_do_not_show() {
-    let Some(gpu) = gpu(2) else { return };
+    let Some(gpu) = gpu(2).map(|gpu| gpu.with_deterministic(true)) else { return };
     for (dtype, experts, top_k) in [(WeightDtype::BF16, 5, 2), (WeightDtype::F16, 2, 2), (WeightDtype::F32, 3, 3)] {
         let (mut toss, most) = (Toss::new(9), 140);
         let layer = Layer::new(&gpu, &mut toss, Shape { experts, hidden: 70, inter: 36, top_k, dtype });
