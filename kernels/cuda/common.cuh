@@ -114,11 +114,11 @@ __device__ __forceinline__ void ldmatrix_x4_trans(unsigned (&r)[4], const void* 
 // 16 bytes from global to shared memory; zeros where `valid` is false.
 __device__ __forceinline__ void cp_async16(void* to, const void* from, bool valid = true) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
-               :: "r"(unsigned(__cvta_generic_to_shared(to))), "l"(from), "r"(valid ? 16 : 0));
+               :: "r"(unsigned(__cvta_generic_to_shared(to))), "l"(from), "r"(valid ? 16 : 0) : "memory");
 }
-__device__ __forceinline__ void cp_async_commit() { asm volatile("cp.async.commit_group;"); }
+__device__ __forceinline__ void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int N>
-__device__ __forceinline__ void cp_async_wait() { asm volatile("cp.async.wait_group %0;" :: "n"(N)); }
+__device__ __forceinline__ void cp_async_wait() { asm volatile("cp.async.wait_group %0;" :: "n"(N) : "memory"); }
 
 // 16 bytes that are read once: they do not stay in the first-level cache.
 __device__ __forceinline__ uint4 load_stream(const void* from) {

@@ -1,8 +1,9 @@
-// The chosen experts of each token: pairs (token, k) are sorted by expert and cut into tiles of one expert each, which go
-// through gate, up and down; then each token's pairs are summed.
+// The chosen experts of each token: pairs (token, k) are sorted by expert and cut into tiles of one expert each, which
+// go through gate, up and down; then each token's pairs are summed.
 #include "gemm.cuh"
 
-// What a block works on: `count` pairs of an expert, before which `first` pairs are sorted. A tile without pairs is none.
+// What a block works on: `count` pairs of an expert, before which `first` pairs are sorted. A tile without pairs is
+// none.
 struct alignas(16) ExpertTile {
   unsigned expert, first, count, unused;
 };
@@ -28,10 +29,10 @@ __device__ __forceinline__ unsigned sum_before(unsigned value, unsigned* part, u
   return before + sum - value;
 }
 
-// sorted u32 [max_tiles, tile]: each tile's pairs, with a gap where they are fewer: so a block finds them without having
-// read its tile. tiles [max_tiles]: by ascending expert, pairs ascending within one; those without pairs come last. Pairs
-// whose id is not below `num_experts` are left out. One block, of at least `num_experts` threads; shared memory for
-// warps * num_experts numbers.
+// sorted u32 [max_tiles, tile]: each tile's pairs, with a gap where they are fewer: so a block finds them without
+// having read its tile. tiles [max_tiles]: by ascending expert, pairs ascending within one; those without pairs come
+// last. Pairs whose id is not below `num_experts` are left out. One block, of at least `num_experts` threads; shared
+// memory for warps * num_experts numbers.
 extern "C" __global__ void __launch_bounds__(1024)
     moe_align(unsigned* __restrict__ sorted, ExpertTile* __restrict__ tiles, const unsigned* __restrict__ topk_ids,
               unsigned pairs, unsigned num_experts, unsigned tile, unsigned max_tiles) {
@@ -168,8 +169,8 @@ __device__ __forceinline__ Weights weights_of(const void* experts, unsigned expe
           segment};
 }
 
-// Blocks: the panels of an expert along x, tiles of PAIRS pairs along y. A thread asks for SLOTS tokens, the first of them
-// FIRST, the others STEP apart.
+// Blocks: the panels of an expert along x, tiles of PAIRS pairs along y. A thread asks for SLOTS tokens, the first of
+// them FIRST, the others STEP apart.
 #define UP(name, min_blocks, T, PAIRS, SLOTS, FIRST, STEP, product)                                                    \
   extern "C" __global__ void __launch_bounds__(256, min_blocks)                                                        \
       name(T* __restrict__ mid, const T* __restrict__ x, const T* __restrict__ gate_up,                                \
@@ -224,7 +225,6 @@ __device__ __forceinline__ Weights weights_of(const void* experts, unsigned expe
   SPLIT(T, 1, 2, experts_up_split_8_##suffix, experts_down_split_8_##suffix)                 \
   SPLIT(T, 2, 2, experts_up_split_16_##suffix, experts_down_split_16_##suffix)               \
   SPLIT(T, 4, 2, experts_up_split_32_##suffix, experts_down_split_32_##suffix)               \
-  SPLIT(T, 8, 1, experts_up_split_64_##suffix, experts_down_split_64_##suffix)               \
   TILE(T, 4, 2, 2, 4, 2, experts_up_tile_64_##suffix, experts_down_tile_64_##suffix)         \
   TILE(T, 2, 4, 4, 4, 1, experts_up_tile_128_##suffix, experts_down_tile_128_##suffix)
 FOR_TYPE(float, f32)

@@ -1,14 +1,14 @@
 // Products with packed weights: the weights are the first operand of `mma`, the tokens the second.
 //
 // K is cut into segments by the layer's shape alone. A segment is summed from zero, k ascending; the segments' sums are
-// added to zero, in ascending order. Every kernel here does just that, so the bits of an output do not depend on which of
-// them computed it, or on what else they computed.
+// added to zero, in ascending order. Every kernel here does just that, so the bits of an output do not depend on which
+// of them computed it, or on what else they computed.
 //
-// K goes through shared memory in chunks of 64 bytes a row: of a panel (16 outputs) a chunk is 1 KiB, which lies together
-// in the weights. `Rows` says which row of the operand a token is (NO_ROW: none, zeros stand for it); a thread asks it
-// for token i as its `slot`th. `Out` takes the sums: of a fragment (16 outputs by 8 tokens, laid out as mma's `d`), or,
-// where `Out::PANELS` is 2, of both fragments of two neighbouring panels. Its `prepare` is called while the first copies
-// are under way, and what it leaves in shared memory may be read when sums are put.
+// K goes through shared memory in chunks of 64 bytes a row: of a panel (16 outputs) a chunk is 1 KiB, which lies
+// together in the weights. `Rows` says which row of the operand a token is (NO_ROW: none, zeros stand for it); a thread
+// asks it for token i as its `slot`th. `Out` takes the sums: of a fragment (16 outputs by 8 tokens, laid out as mma's
+// `d`), or, where `Out::PANELS` is 2, of both fragments of two neighbouring panels. Its `prepare` is called while the
+// first copies are under way, and what it leaves in shared memory may be read when sums are put.
 #pragma once
 #include "common.cuh"
 
@@ -283,37 +283,35 @@ __device__ __forceinline__ void tile_product(unsigned char* smem, const Weights&
   [[maybe_unused]] Fragments<T, P, NT> even, odd;
   if constexpr (CORES) even.load(smem + a, smem + b, 0, lane);
   unsigned char* stage = smem;
-  unsigned left = w.segment;
-  for (unsigned chunk = 0; chunk < w.chunks; chunk++) {
-    if constexpr (CORES) {
-      odd.load(stage + a, stage + b, 1, lane);
-      even.add_to(acc);
-    } else {
-      Chunk<T, P, NT>::multiply(acc, stage + a, stage + b, lane);
+  for (unsigned chunk = 0; chunk < w.chunks;) {
+    for (const unsigned end = umin(chunk + w.segment, w.chunks); chunk < end; chunk++) {
+      if constexpr (CORES) {
+        odd.load(stage + a, stage + b, 1, lane);
+        even.add_to(acc);
+      } else {
+        Chunk<T, P, NT>::multiply(acc, stage + a, stage + b, lane);
+      }
+      cp_async_wait<STAGES - 3>();
+      // Each thread waited for its own copies of the next chunk: behind the barrier all threads' are there. And all
+      // warps have read all of this chunk and of the one before, whose stage is the next to be filled.
+      __syncthreads();
+      unsigned char* filled = stage == smem ? smem + (STAGES - 1) * STAGE : stage - STAGE;
+      stage = stage == smem + (STAGES - 1) * STAGE ? smem : stage + STAGE;
+      if constexpr (CORES)
+        if (chunk + 1 < w.chunks) even.load(stage + a, stage + b, 0, lane);
+      if (chunk + STAGES - 1 < w.chunks) load(filled);
+      cp_async_commit();
+      if constexpr (CORES) odd.add_to(acc);
     }
-    cp_async_wait<STAGES - 3>();
-    // Each thread waited for its own copies of the next chunk: behind the barrier all threads' are there. And all warps
-    // have read all of this chunk and of the one before, whose stage is the next to be filled.
-    __syncthreads();
-    if (chunk + STAGES - 1 < w.chunks) load(stage == smem ? smem + (STAGES - 1) * STAGE : stage - STAGE);
-    cp_async_commit();
-    stage = stage == smem + (STAGES - 1) * STAGE ? smem : stage + STAGE;
-    if constexpr (CORES) {
-      if (chunk + 1 < w.chunks) even.load(stage + a, stage + b, 0, lane);
-      odd.add_to(acc);
-    }
-    if (--left == 0 || chunk + 1 == w.chunks) {
-      left = w.segment;
 #pragma unroll
-      for (unsigned p = 0; p < P; p++)
+    for (unsigned p = 0; p < P; p++)
 #pragma unroll
-        for (unsigned j = 0; j < NT; j++)
+      for (unsigned j = 0; j < NT; j++)
 #pragma unroll
-          for (unsigned i = 0; i < 4; i++) {
-            total[p][j][i] += acc[p][j][i];
-            acc[p][j][i] = 0.f;
-          }
-    }
+        for (unsigned i = 0; i < 4; i++) {
+          total[p][j][i] += acc[p][j][i];
+          acc[p][j][i] = 0.f;
+        }
   }
   cp_async_wait<0>();
 #pragma unroll

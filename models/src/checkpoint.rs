@@ -74,6 +74,21 @@ impl Checkpoint {
         })
     }
 
+    /// A folder's configuration with random weights: nothing but its `config.json` is read.
+    pub fn open_dummy(folder: &Path, name: &str) -> Result<Self> {
+        let (config, family) = ModelConfig::from_fields(&Fields::read(&folder.join("config.json"))?)?;
+        Ok(Self {
+            name: name.to_owned(),
+            folder: folder.to_owned(),
+            max_positions: config.max_model_len().min(DEFAULT_POSITIONS),
+            shards: Shards::dummy(folder, &config)?,
+            config,
+            family,
+            generation: GenerationConfig::default(),
+            gguf: None,
+        })
+    }
+
     /// Opens a GGUF file, or the first of several that hold one model, under a name of the caller's choice.
     pub fn open_gguf(path: &Path, name: &str) -> Result<Self> {
         let file = gguf::open(path)?;

@@ -11,6 +11,7 @@ mod checkpoint;
 mod config;
 mod decoder;
 mod dtype;
+mod dummy;
 mod error;
 mod experts;
 mod families;

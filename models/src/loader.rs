@@ -83,7 +83,7 @@ impl<'a, B: Backend> Loader<'a, B> {
 
     /// The tensor of that name, which must have one of the shapes.
     pub(crate) fn tensor(&mut self, name: &str, shapes: &[&[usize]]) -> Result<Checked<'a>> {
-        let Some(stored) = self.shards.get(name) else {
+        let Some(stored) = self.shards.get_or_dummy(name, shapes[0]) else {
             return Err(ModelError::MissingTensor {
                 folder: self.shards.folder().to_owned(),
                 tensor: name.to_owned(),

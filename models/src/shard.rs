@@ -6,7 +6,7 @@ use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use memmap2::Mmap;
+use memmap2::{Mmap, MmapMut};
 use safetensors::tensor::{Metadata, SafeTensorError, SafeTensors};
 
 use crate::dtype::StoredType;
@@ -21,6 +21,8 @@ pub(crate) struct Shard {
     path: PathBuf,
     map: Mmap,
     tensors: BTreeMap<String, Place>,
+    /// Whether pages come back from a file.
+    backed: bool,
 }
 
 /// Dtype, shape and bytes of a tensor in its file.
@@ -63,7 +65,16 @@ impl Shard {
         // past its new end ends the process by SIGBUS; no value of ours can change type or lifetime through that.
         let map = unsafe { Mmap::map(&file) }.map_err(io)?;
         let tensors = directory(&map)?;
-        Ok(Self { path: path.to_owned(), map, tensors })
+        Ok(Self { path: path.to_owned(), map, tensors, backed: true })
+    }
+
+    /// Memory without a file, which `fill` writes.
+    pub(crate) fn in_memory(path: &Path, len: usize, fill: impl FnOnce(&mut [u8])) -> Result<Self> {
+        let io = |source| ModelError::Io { path: path.to_owned(), source };
+        let mut map = MmapMut::map_anon(len.max(1)).map_err(io)?;
+        fill(&mut map);
+        let map = map.make_read_only().map_err(io)?;
+        Ok(Self { path: path.to_owned(), map, tensors: BTreeMap::new(), backed: false })
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -97,6 +108,9 @@ impl Shard {
 
     #[cfg(unix)]
     fn release_bytes(&self, offset: usize, len: usize) {
+        if !self.backed {
+            return;
+        }
         let advice = memmap2::UncheckedAdvice::DontNeed;
         // SAFETY: the mapping is read-only and backed by the file, so a dropped page reads back with the same bytes.
         if let Err(error) = unsafe { self.map.unchecked_advise_range(advice, offset, len) } {

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use crate::config::ModelConfig;
 use crate::dtype::StoredType;
+use crate::dummy::Dummy;
 use crate::error::{ModelError, Result};
 use crate::fields::Fields;
 use crate::shard::{Place, Shard};
@@ -19,6 +21,8 @@ pub(crate) struct Shards {
     files: Vec<Shard>,
     /// Tensor name to its file.
     tensors: BTreeMap<String, usize>,
+    /// In place of files.
+    dummy: Option<Dummy>,
 }
 
 /// A tensor as it lies in its file.
@@ -56,7 +60,13 @@ impl Shards {
         let names =
             |(number, file): (usize, &'_ Shard)| file.names().map(|name| (name.clone(), number)).collect::<Vec<_>>();
         let tensors = files.iter().enumerate().flat_map(names).collect();
-        Self { folder: folder.to_owned(), files, tensors }
+        Self { folder: folder.to_owned(), files, tensors, dummy: None }
+    }
+
+    /// Random tensors, whatever their names.
+    pub(crate) fn dummy(folder: &Path, config: &ModelConfig) -> Result<Self> {
+        let dummy = Some(Dummy::new(folder, config)?);
+        Ok(Self { folder: folder.to_owned(), files: Vec::new(), tensors: BTreeMap::new(), dummy })
     }
 
     fn from_index(folder: &Path, index: &Path) -> Result<Self> {
@@ -90,7 +100,7 @@ impl Shards {
             }
             tensors.insert(name.clone(), number);
         }
-        Ok(Self { folder: folder.to_owned(), files, tensors })
+        Ok(Self { folder: folder.to_owned(), files, tensors, dummy: None })
     }
 
     pub(crate) fn folder(&self) -> &Path {
@@ -112,6 +122,14 @@ impl Shards {
         Some(StoredTensor { shard, place })
     }
 
+    /// The tensor of that name, or a random one of that shape.
+    pub(crate) fn get_or_dummy(&self, name: &str, shape: &[usize]) -> Option<StoredTensor<'_>> {
+        match &self.dummy {
+            Some(dummy) => dummy.get(shape),
+            None => self.get(name),
+        }
+    }
+
     /// All names, sorted.
     pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
         self.tensors.keys().map(String::as_str)
@@ -125,6 +143,10 @@ impl Shards {
 }
 
 impl<'a> StoredTensor<'a> {
+    pub(crate) fn new(shard: &'a Shard, place: &'a Place) -> Self {
+        Self { shard, place }
+    }
+
     pub(crate) fn path(&self) -> &'a Path {
         self.shard.path()
     }

@@ -49,6 +49,9 @@ pub struct ModelArgs {
     /// Branch, tag or commit of a hub id.
     #[arg(long)]
     pub revision: Option<String>,
+    /// Where the weights come from: auto (the checkpoint) or dummy (random ones; a config.json is enough).
+    #[arg(long, value_name = "FORMAT", default_value = "auto", value_parser = ["auto", "dummy"])]
+    pub load_format: String,
     /// Number format of weights and KV: auto, float32, bfloat16 or float16.
     #[arg(long, default_value = "auto")]
     pub dtype: DtypeChoice,

@@ -1,5 +1,6 @@
 //! From command-line arguments to a running engine.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -47,6 +48,8 @@ pub fn configure_kernels(args: &ModelArgs) -> Result<()> {
 /// Opens the checkpoint named, or the bundled one.
 pub fn open(args: &ModelArgs) -> Result<Checkpoint> {
     Ok(match &args.model {
+        Some(model) if args.load_format == "dummy" => Checkpoint::open_dummy(Path::new(model), model)?,
+        None if args.load_format == "dummy" => bail!("--load-format dummy needs a folder with a config.json"),
         Some(model) => Checkpoint::open(model, args.revision.as_deref())?,
         None => Checkpoint::open_folder(&bundled::folder()?, BUNDLED_NAME)?,
     })

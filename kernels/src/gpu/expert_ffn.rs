@@ -18,7 +18,7 @@ const TILE_BYTES: usize = 16;
 /// How an expert's pairs are taken. The bits of the result do not depend on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ExpertTiling {
-    /// 8, 16, 32 or 64 pairs at once; warps share K.
+    /// 8, 16 or 32 pairs at once; warps share K.
     Split(usize),
     /// 64 or 128 pairs at once; warps share the outputs.
     Tile(usize),
@@ -26,11 +26,10 @@ pub enum ExpertTiling {
 
 impl ExpertTiling {
     /// Every tiling there is.
-    pub const ALL: [ExpertTiling; 6] = [
+    pub const ALL: [ExpertTiling; 5] = [
         ExpertTiling::Split(8),
         ExpertTiling::Split(16),
         ExpertTiling::Split(32),
-        ExpertTiling::Split(64),
         ExpertTiling::Tile(64),
         ExpertTiling::Tile(128),
     ];
@@ -38,9 +37,10 @@ impl ExpertTiling {
     /// For `n` tokens: an expert's weights should be read once, and not for more pairs than there may be.
     pub fn choose(n: usize, top_k: usize, num_experts: usize) -> ExpertTiling {
         match (n * top_k).div_ceil(num_experts.max(1)) {
-            // A token may choose an expert once, so there are no more than `n` pairs; twice the average is seldom passed.
-            mean @ 0..=32 => ExpertTiling::Split((2 * mean).min(n).next_power_of_two().clamp(8, 64)),
-            33..=96 => ExpertTiling::Tile(64),
+            // A token may choose an expert once, so there are no more than `n` pairs; twice the average is seldom
+            // passed.
+            mean @ 0..=16 => ExpertTiling::Split((2 * mean).min(n).next_power_of_two().clamp(8, 32)),
+            17..=96 => ExpertTiling::Tile(64),
             _ => ExpertTiling::Tile(128),
         }
     }
@@ -56,7 +56,6 @@ impl ExpertTiling {
             ExpertTiling::Split(8) => names!(dtype, "experts_up_split_8"),
             ExpertTiling::Split(16) => names!(dtype, "experts_up_split_16"),
             ExpertTiling::Split(32) => names!(dtype, "experts_up_split_32"),
-            ExpertTiling::Split(64) => names!(dtype, "experts_up_split_64"),
             ExpertTiling::Tile(64) => names!(dtype, "experts_up_tile_64"),
             ExpertTiling::Tile(128) => names!(dtype, "experts_up_tile_128"),
             _ => unreachable!("{self:?} is no tiling"),
@@ -68,7 +67,6 @@ impl ExpertTiling {
             ExpertTiling::Split(8) => names!(dtype, "experts_down_split_8"),
             ExpertTiling::Split(16) => names!(dtype, "experts_down_split_16"),
             ExpertTiling::Split(32) => names!(dtype, "experts_down_split_32"),
-            ExpertTiling::Split(64) => names!(dtype, "experts_down_split_64"),
             ExpertTiling::Tile(64) => names!(dtype, "experts_down_tile_64"),
             ExpertTiling::Tile(128) => names!(dtype, "experts_down_tile_128"),
             _ => unreachable!("{self:?} is no tiling"),
@@ -90,11 +88,10 @@ impl ExpertTiling {
 /// `sum over k of weight_k * down(silu(gate x) * (up x))` of the chosen experts: `x` `[n, hidden]` as products read it,
 /// `topk_ids` u32 and `topk_weights` f32 `[n, top_k]`, to f32 `[n, hidden]`.
 ///
-/// The sum runs by ascending expert id, and the bits of a row depend on that row, its routing and the weights alone. An id
-/// that is not below the number of experts chooses none.
+/// The sum runs by ascending expert id, and the bits of a row depend on that row, its routing and the weights alone. An
+/// id that is not below the number of experts chooses none.
 ///
-/// # Panics
-/// When `x` has another element type than the weights.
+/// # Panics When `x` has another element type than the weights.
 pub fn expert_ffn(
     arena: &Arena,
     x: &DeviceRows,
@@ -235,7 +232,8 @@ mod tests {
             (64, 8, 128, ExpertTiling::Split(8)),
             (128, 8, 128, ExpertTiling::Split(16)),
             (8, 2, 2, ExpertTiling::Split(8)),
-            (512, 8, 128, ExpertTiling::Split(64)),
+            (256, 8, 128, ExpertTiling::Split(32)),
+            (512, 8, 128, ExpertTiling::Tile(64)),
             (1024, 8, 128, ExpertTiling::Tile(64)),
             (4096, 8, 128, ExpertTiling::Tile(128)),
         ] {

@@ -8,10 +8,11 @@ use crate::gpu::{Address, DeviceBuffer, Gpu, GpuError};
 use crate::pack::WeightRows;
 use crate::weights::WeightDtype;
 
-/// The routed experts of one layer in device memory: `gate`, `up` `[inter, hidden]` and `down` `[hidden, inter]` for each.
+/// The routed experts of one layer in device memory: `gate`, `up` `[inter, hidden]` and `down` `[hidden, inter]` for
+/// each.
 ///
-/// Gate and up panels of 16 rows alternate, so that one pass over an expert's bytes gives `silu(gate x) * (up x)`; every
-/// expert starts on a panel. A clone shares the memory.
+/// Gate and up panels of 16 rows alternate, so that one pass over an expert's bytes gives `silu(gate x) * (up x)`;
+/// every expert starts on a panel. A clone shares the memory.
 #[derive(Clone, Debug)]
 pub struct DeviceExperts {
     gate_up: Arc<DeviceBuffer>,

@@ -193,7 +193,7 @@ mod tests {
                 [multiple.saturating_sub(1), multiple, multiple + 1]
             }));
             for position in near.chain([i31() - 1, i31()]) {
-                let high = (u64::from(position) * u64::from(magic) >> 32) as u32;
+                let high = ((u64::from(position) * u64::from(magic)) >> 32) as u32;
                 assert_eq!((high + position) >> shift, position / divisor as u32, "{position} / {divisor}");
             }
         }

@@ -118,7 +118,7 @@ impl Case {
 
     /// Whether weights are rounded before they multiply values.
     fn on_tensor_cores(&self) -> bool {
-        self.dtype != WeightDtype::F32 && self.shape.head_dim % 8 == 0 && self.shape.head_dim <= 256
+        self.dtype != WeightDtype::F32 && self.shape.head_dim.is_multiple_of(8) && self.shape.head_dim <= 256
     }
 }
 

@@ -101,7 +101,7 @@ impl Call {
         );
     }
 
-    /// How far two results may be apart whose sums of f32 are in different orders, and which round the middle once each.
+    /// How far two results may be apart that sum in different orders, and round the middle once each.
     fn bounds(&self, layer: &Layer) -> Vec<f32> {
         let Shape { hidden, inter, top_k, dtype, .. } = layer.shape;
         let eps = 1.2e-7;

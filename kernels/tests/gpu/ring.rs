@@ -139,7 +139,7 @@ proptest! {
         let num_slots = 32;
         let mut model = Model::new(&gpu, &mut toss, num_slots, moe_layers, k, wide);
         let row = model.ring.row_bytes();
-        let mut staging = RowStaging::new(&gpu, 256 + room * (row + 4)).unwrap();
+        let staging = RowStaging::new(&gpu, 256 + room * (row + 4)).unwrap();
         // What the next steps write, on the device. Nothing below waits but what is landed: no upload, no buffer given back.
         let all = DeviceBuffer::of(&gpu, &(0..num_slots as u32).collect::<Vec<u32>>()).unwrap();
         let mut steps: VecDeque<DeviceRing> = VecDeque::new();
@@ -196,7 +196,7 @@ fn rows_outlive_their_staging() {
         let Some(gpu) = gpu(seed) else { return };
         let mut toss = Toss::new(seed);
         let model = Model::new(&gpu, &mut toss, 8, 2, 8, false);
-        let mut staging = RowStaging::new(&gpu, 4096).unwrap();
+        let staging = RowStaging::new(&gpu, 4096).unwrap();
         let mut rows = staging.drain(&model.ring, &[7, 7, 0]).unwrap();
         let unwanted = staging.drain(&model.ring, &[1]).unwrap();
         drop(staging);
@@ -209,11 +209,11 @@ fn rows_outlive_their_staging() {
 fn what_does_not_fit_is_refused() {
     let Some(gpu) = gpu(1) else { return };
     let ring = DeviceRing::new(&gpu, 8, 4, 8, true).unwrap();
-    let mut staging = RowStaging::new(&gpu, 4096).unwrap();
+    let staging = RowStaging::new(&gpu, 4096).unwrap();
     let error = staging.drain(&ring, &[0, 8]).unwrap_err().to_string();
     assert!(error.contains("slot 8 is not below 8"), "{error}");
     assert!(staging.drain(&ring, &[]).unwrap().into_bytes().unwrap().is_empty());
-    let mut small = RowStaging::new(&gpu, 128).unwrap();
+    let small = RowStaging::new(&gpu, 128).unwrap();
     let error = small.drain(&ring, &[0]).unwrap_err().to_string();
     assert!(error.contains("no room for a row"), "{error}");
     assert_eq!((staging.bytes_issued(), small.bytes_issued()), (0, 0));
