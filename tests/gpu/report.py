@@ -6,7 +6,9 @@ import shapes
 
 def text(everything):
     about, parts = everything["about"], everything["parts"]
-    lines = ["# GPU run" + (" (dry: no GPU)" if about["dry"] else ""), "", *head(about), ""]
+    lines = ["# GPU run", "", *head(about), ""]
+    if about["dry"]:
+        lines += ["**Dry: there was no GPU. Sizes are tiny; times, rates and ratios mean nothing.**", ""]
     lines += ["## Parts", "", "| part | result | checks | seconds |", "|---|---|---|---|"]
     for name, part in parts.items():
         checks = part.get("checks", [])
@@ -45,11 +47,11 @@ def parity(parts):
     if not models:
         return []
     lines = ["Log-probabilities of the same tokens; a cell is a (token, layer) with its experts in order.", "",
-             "| checkpoint | pair | tokens | mean abs difference | p99 | largest | cells with the same set | cells differing | excused |", "|---|---|---|---|---|---|---|---|---|"]
+             "| checkpoint | pair | tokens | median abs difference | mean | p99 | largest | cells with the same set | cells differing | excused |", "|---|---|---|---|---|---|---|---|---|---|"]
     for name, pairs_ in models.items():
         for pair, d in pairs_.items():
             pair = " vs ".join({"gpu": "f32", "bf16": "bf16", "cpu": "CPU f32", "transformers": "transformers f32"}.get(side, side) for side in pair.split(" | "))
-            lines.append(f"| {name} | {pair} | {d['tokens']} | {d['mean']:.1e} | {d['p99']:.1e} | {d['max']:.1e} | {d['sets_equal']:.2%} | {d['differ']} | {d['excused']} |")
+            lines.append(f"| {name} | {pair} | {d['tokens']} | {d['median']:.1e} | {d['mean']:.1e} | {d['p99']:.1e} | {d['max']:.1e} | {d['sets_equal']:.2%} | {d['differ']} | {d['excused']} |")
     return lines
 
 
@@ -76,7 +78,7 @@ def micro(parts):
     part = parts.get("micro", {})
     if not part.get("lines"):
         return []
-    lines = [f"A copy on the device: {part['copy_gb_s']:.0f} GB/s, read and written. {'Tiny sizes: the times mean nothing.' if part['tiny'] else ''}", "",
+    lines = [f"A copy on the device: {part['copy_gb_s']:.0f} GB/s, read and written. ", "",
              "| kernel | sizes | µs | GB/s | of the copy | TFLOP/s | of torch's product |", "|---|---|---|---|---|---|---|"]
     rate = parts.get("peer", {}).get("matmul_tflop_s")
     for line in part["lines"]:

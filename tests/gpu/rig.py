@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlparse
@@ -121,8 +122,15 @@ class Server:
         return json.loads(self.ask("POST", GENERATE, body))
 
     def together(self, bodies):
+        """Answers to requests that begin at once: a small model would have answered the first before the last one came."""
+        self.ask("POST", "/pause?mode=keep")
         with ThreadPoolExecutor(len(bodies)) as pool:
-            return list(pool.map(self.generate, bodies))
+            answers = [pool.submit(self.generate, body) for body in bodies]
+            end = time.monotonic() + 10
+            while self.metric("vllm:num_requests_waiting") < len(bodies) and time.monotonic() < end:
+                time.sleep(0.01)
+            self.ask("POST", "/resume")
+            return [answer.result() for answer in answers]
 
     def stream(self, body):
         """The chunks of an answer in pieces."""

@@ -9,7 +9,7 @@ SHAPES = {
     "30b-a3b": dict(L=48, H=2048, nh=32, nkv=4, hd=128, E=128, K=8, I=768, V=151936),
 }
 DRY = {"nano": dict(L=2, H=64, nh=4, nkv=2, hd=16, E=8, K=2, I=32, V=512)}
-PREFILLS, BATCHES, CONTEXT, GENERATED = [512, 2048, 8192], [1, 8, 64, 256], 32, 65
+PREFILLS, BATCHES, CONTEXT, GENERATED = [512, 2048, 8192], [1, 8, 64, 256], 32, 33
 
 
 def of(dry):

@@ -24,7 +24,7 @@ def bench(rig, name, shape):
     lengths, batches = rig.size(([16], [1, 2]), (shapes.PREFILLS, shapes.BATCHES))
     words = [rig.binary("moetrail"), "bench", folder, "--load-format", "dummy", "--device", rig.device, "--dtype", "bfloat16",
              "--prompt-len", ",".join(map(str, lengths)), "--batch", ",".join(map(str, batches)), "--context", shapes.CONTEXT,
-             "--gen-len", rig.size(3, shapes.GENERATED), "--reps", rig.size(1, 3), "--capture-pairs", rig.size(1, 5),
+             "--gen-len", rig.size(3, shapes.GENERATED), "--reps", rig.size(1, 3), "--capture-pairs", rig.size(1, 3),
              "--max-num-batched-tokens", rig.size(16, 8192), "--max-model-len", rig.size(128, 8448)]
     print("$", *words, flush=True)
     process = subprocess.Popen([str(word) for word in words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -1,4 +1,7 @@
 """Makes the checkpoints that other parts serve: small ones with random weights, of three families."""
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+
 import rig as rigs
 
 # `wide` has the router, the heads and the hidden size of Qwen3-30B-A3B, `ids16` expert ids of two bytes and a dense layer.
@@ -18,14 +21,23 @@ DRY = ["ids16"]
 def run(rig):
     if missing := rigs.why_no_transformers():
         raise rigs.Skip(missing)
-    from make_moe import plan, write_checkpoint
-    for name in DRY if rig.dry else MADE:
-        arch, size, over = MADE[name]
-        write_checkpoint(rigs.SCRATCH / name, arch, plan(arch, size, **over), seed=len(name))
-        rig.check(f"made {name}", True)
+    names = DRY if rig.dry else list(MADE)
+    # Numbers are drawn on one thread.
+    with ProcessPoolExecutor(rig.size(1, len(names)), multiprocessing.get_context("fork")) as pool:
+        for name in pool.map(make, names):
+            rig.check(f"made {name}", True)
     # The same weights as transformers itself writes them down.
     import torch
     from transformers import AutoModelForCausalLM
     source = rig.model("tiny")
     AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).save_pretrained(rigs.SCRATCH / "saved")
     rig.check("saved by transformers", True, source.name)
+
+
+def make(name):
+    import torch
+    from make_moe import plan, write_checkpoint
+    torch.set_num_threads(1)
+    arch, size, over = MADE[name]
+    write_checkpoint(rigs.SCRATCH / name, arch, plan(arch, size, **over), seed=len(name))
+    return name

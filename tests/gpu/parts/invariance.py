@@ -13,7 +13,7 @@ def run(rig):
         tokens = sum(len(body["token_ids"]) + body["sampling_params"]["max_tokens"] for body in bodies)
         longest = max(len(body["token_ids"]) + body["sampling_params"]["max_tokens"] for body in bodies)
         limit = longest + 1
-        roomy, tight = tokens // 8 + 64, (longest // 16 + 2) * 2
+        roomy, tight = tokens // 8 + 64, longest // 16 + 8
         with rig.serve(folder, "--no-enable-prefix-caching", "--max-model-len", limit, blocks=roomy) as server:
             alone = [seen(server.generate(body)) for body in bodies]
             for body, (tokens_, logprobs, *_) in list(zip(bodies, alone))[:6]:

@@ -2,6 +2,7 @@
 import os
 import re
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 
 MODULE_SECONDS = 60
 RESULT = re.compile(r"^test (\S+) \.\.\. (ok|FAILED|ignored)", re.M)
@@ -28,23 +29,26 @@ def run(rig):
         modules.setdefault(test.split("::")[0], []).append(test)
     chosen = ["driver", "norm"] if rig.dry else ["driver", *(name for name in modules if name != "driver")]
     rig.note(device=rig.size("emulation", "cuda"), listed=len(listed), modules={})
-    for name in chosen:
+
+    def module(name):
         # A process each: after a fault a device answers nothing more to the process that had it.
-        threads = "1" if name == "driver" else "8"
-        text, ended = call(f"{name}::", "--test-threads", threads)
+        text, ended = call(f"{name}::", "--test-threads", "1" if name == "driver" else "4")
         results = dict(RESULT.findall(text))
         failed = [test for test in modules.get(name, []) if results.get(test) != "ok"]
         # Alone, those fail that are at fault, and not those that came after.
         alone = {test: "ok" in dict(RESULT.findall(call(test, "--exact", seconds=30)[0])).values() for test in failed[:6]}
         reasons = {test: reason(text, test) for test in failed}
-        rig.note(modules={**rig.found["modules"], name: dict(
-            passed=len(modules.get(name, [])) - len(failed), failed=reasons, passed_alone=alone, ended=ended)})
+        rig.found["modules"][name] = dict(passed=len(modules.get(name, [])) - len(failed), failed=reasons, passed_alone=alone, ended=ended)
         for test in failed:
             rig.check(test, False, f"{reasons[test]} (alone: {'ok' if alone.get(test) else 'FAILED' if test in alone else 'not tried'})")
         if not failed:
             rig.check(f"kernels: {name}", True, f"{len(modules.get(name, []))} tests")
         else:
             print(text[-6000:])
+
+    module(chosen[0])
+    with ThreadPoolExecutor(rig.size(1, 3)) as pool:
+        list(pool.map(module, chosen[1:]))
 
 
 def reason(text, test):

@@ -2,8 +2,8 @@
 
 In f32 the bounds are those of tests/live/parity.py: log-probabilities within 1e-3, every cell the same ids in the same order,
 unless its router logits lie within a relative 1e-4 of each other or a lower layer changed before (at most one percent of
-the cells). In bf16 the yardstick is transformers in bf16: the engine may be half as far again from transformers in f32 as
-that is, and a cell's set may differ from that of f32 in two percent more of the cells.
+the cells). In bf16 the yardstick is transformers in bf16: in the median the engine may be half as far again from transformers in f32
+as that is, in the mean, which few changed sets make, three times; and two percent more of the cells may have another set.
 """
 import contextlib
 import random
@@ -13,7 +13,7 @@ import rig as rigs
 LENGTHS = [1, 2, 17, 64, 127, 300]
 LONG = 1500  # beyond a split of attention (512), and in chunks
 NEW = 8
-FURTHER, SPREAD, SETS = 1.5, 1e-4, 0.02
+MEDIAN, MEAN, SETS = (1.5, 1e-4), (3, 1e-2), 0.02
 
 
 def run(rig):
@@ -66,9 +66,10 @@ def compare(rig, name, folder, missing):
             rig.check(f"{name}: f32 against {other}", ok, f"|Δ log p| at most {d['before_change_max']:.1e} (1e-3), {d['cells'] - d['differ']} of "
                       f"{d['cells']} cells equal, {d['excused']} excused {d['problems'][:2] or ''}")
     if (ours := found.get("bf16 | transformers")) and (theirs := found.get("transformers bf16 | transformers")):
-        ok = ours["mean"] <= FURTHER * theirs["mean"] + SPREAD and ours["sets_equal"] >= theirs["sets_equal"] - SETS
-        rig.check(f"{name}: bf16 against f32", ok, f"mean |Δ log p| {ours['mean']:.1e}, sets equal {ours['sets_equal']:.2%} "
-                  f"(transformers in bf16: {theirs['mean']:.1e}, {theirs['sets_equal']:.2%})")
+        within = lambda kind, bound: ours[kind] <= bound[0] * theirs[kind] + bound[1]
+        ok = within("median", MEDIAN) and within("mean", MEAN) and ours["sets_equal"] >= theirs["sets_equal"] - SETS
+        told = lambda d: f"median {d['median']:.1e}, mean {d['mean']:.1e}, sets equal {d['sets_equal']:.2%}"
+        rig.check(f"{name}: bf16 against f32", ok, f"|Δ log p| {told(ours)} (transformers in bf16: {told(theirs)})")
 
 
 def references(rig, folder, texts, starts):
@@ -105,7 +106,7 @@ def distance(some, other, gaps):
         differ += int((rows != rows_too).any(-1).sum())
         sets += int((np.sort(rows, -1) == np.sort(rows_too, -1)).all(-1).sum())
     far = np.concatenate(far)
-    return dict(tokens=len(far), mean=float(far.mean()), p99=float(np.quantile(far, 0.99)), max=float(far.max()), before_change_max=max(before),
+    return dict(tokens=len(far), median=float(np.median(far)), mean=float(far.mean()), p99=float(np.quantile(far, 0.99)), max=float(far.max()), before_change_max=max(before),
                 cells=check.cells, differ=differ, sets_equal=sets / check.cells, excused=len(check.excused), problems=check.problems[:20])
 
 

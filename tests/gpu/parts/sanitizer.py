@@ -29,19 +29,20 @@ def run(rig):
                                   ("memcheck", tests, 60)]:
         name = f"{check} {words[0].name}{' ' + str(words[-1]) if words[0] == moetrail else ''}"
         try:
-            done = subprocess.run([tool, "--tool", check, "--error-exitcode", "9", *map(str, words)], capture_output=True, text=True, timeout=seconds)
+            # The driver's tests provoke errors of the interface, which are no finding.
+            quiet = ["--report-api-errors", "no"] if check == "memcheck" else []
+            done = subprocess.run([tool, "--tool", check, *quiet, *map(str, words)], capture_output=True, text=True, timeout=seconds)
         except subprocess.TimeoutExpired:
             rig.note(runs={**rig.found["runs"], name: f"killed after {seconds} s"})
             continue
         text = done.stdout + done.stderr
-        summary = [words[1] for words in SUMMARY.findall(text)]
+        summary = [found for _, found in SUMMARY.findall(text)]
         said = [line for line in text.splitlines() if line.startswith("=========") and "Host Frame" not in line and line.strip("= ")]
         if not summary and UNABLE.search(text):
             raise rigs.Skip(f"compute-sanitizer does not work here: {UNABLE.search(text)[0]}")
-        # The driver tests provoke errors of the interface, which memcheck also reports; accesses are what counts here.
-        wrong = [line for line in said if re.search(r"Invalid|Race reported|hazard|out of bounds|Misaligned|leaked", line)]
-        ok = bool(summary) and not [line for line in wrong if "0 hazards" not in line]
+        # A warning of racecheck is no race that was seen.
+        ok = done.returncode == 0 and bool(summary) and all(re.search(r"\b0 errors", line) for line in summary)
         rig.note(runs={**rig.found["runs"], name: "; ".join(summary) or f"status {done.returncode}"})
-        rig.check(name, ok, "; ".join(summary + [line.strip("= ") for line in wrong[:4]]) or text[-300:])
+        rig.check(name, ok, "; ".join(summary + [line.strip("= ") for line in said[1:4]] * (not ok)) or text[-300:])
         if not ok:
             print("\n".join(said[:60]))
