@@ -403,7 +403,8 @@ impl Bench {
         let mut found = Vec::new();
         for n in [1, 64, most] {
             let rows = qkv.slice(0, n.min(most));
-            let seconds = self.time(|i| store(&rows, i * 64 % (num_blocks * BLOCK - most + 1), i % layers).map(drop))?;
+            let seconds =
+                self.time(|i| store(&rows, i * 64 % (num_blocks * BLOCK - most + 1), i % layers).map(drop))?;
             let moved = rows.len() * (width * 4 + width * 2);
             found.push(("qkv_rope_store", [("n", rows.len()), ("width", width)], seconds, moved, 0));
         }
@@ -445,7 +446,13 @@ impl Bench {
             let call =
                 |i| paged_attention(&self.arena, &rows, &shape, &plan, words.address(), &kv, i % layers).map(drop);
             let seconds = self.time(call)?;
-            found.push(("attention, prefill", [("n", n), ("context", n)], seconds, 0, 2 * n * (n + 1) * heads * head_dim));
+            found.push((
+                "attention, prefill",
+                [("n", n), ("context", n)],
+                seconds,
+                0,
+                2 * n * (n + 1) * heads * head_dim,
+            ));
         }
         for (op, sizes, seconds, bytes, flops) in found {
             self.line(op, &sizes, seconds, Work { bytes: bytes as f64, flops: flops as f64 });

@@ -16,9 +16,13 @@ def main():
     except Skip as reason:
         print(f"skipped: {reason}")
         rig.note(status="skipped", reason=str(reason))
+    except ModuleNotFoundError as missing:
+        # On a machine with a GPU everything is to run.
+        reason, packages = f"python has no {missing.name}", ("numpy", "torch", "transformers", "safetensors", "tokenizers")
+        rig.note(status="skipped" if rig.dry and missing.name in packages else "crashed", reason=reason)
     except Exception as error:
         traceback.print_exc()
-        rig.note(status="crashed", reason=f"{type(error).__name__}: {error}"[:1000])
+        rig.note(status="crashed", reason=f"{type(error).__name__}: {error}".split("\n")[0][:1000])
 
 
 if __name__ == "__main__":

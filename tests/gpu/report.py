@@ -25,7 +25,8 @@ def text(everything):
 
 def head(about):
     gpu, packed = about.get("gpu") or {}, about.get("packed") or about
-    card = f"{gpu['name']}, {gpu.get('memory.total')}, driver {gpu.get('driver_version')}; " if gpu else ""
+    card = ", ".join(filter(None, [gpu.get("name"), gpu.get("memory.total"), gpu.get("driver_version") and f"driver {gpu['driver_version']}"]))
+    card += "; " if card else ""
     return [f"{card}{about['processors']} processors ({about['cpu']}); commit {packed.get('commit')}"
             f"{', with uncommitted changes' if packed.get('uncommitted_changes') else ''}; {about.get('seconds')} s."]
 

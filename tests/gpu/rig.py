@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -88,18 +89,45 @@ class Rig:
             words += ["--threads", 4]
         print("$", *words, flush=True)
         env = {**os.environ, "RUST_LOG": "warn"}
-        server = subprocess.Popen([str(word) for word in words], stdout=subprocess.PIPE, stderr=None, text=True, env=env)
-        try:
-            line = server.stdout.readline()
-            if not line:
-                raise RuntimeError(f"the server ended with {server.wait()} before it listened")
-            yield Server(line.split()[-1])
-        finally:
-            server.terminate()
+        with tempfile.TemporaryFile("w+") as said:
+            server = subprocess.Popen([str(word) for word in words], stdout=subprocess.PIPE, stderr=said, text=True, env=env)
             try:
-                server.wait(10)
-            except subprocess.TimeoutExpired:
-                server.kill()
+                line = server.stdout.readline()
+                if not line:
+                    said.seek(0)
+                    raise RuntimeError(f"the server did not start: {' '.join(said.read().split())[-300:]}")
+                yield Server(line.split()[-1])
+            finally:
+                server.terminate()
+                try:
+                    server.wait(10)
+                except subprocess.TimeoutExpired:
+                    server.kill()
+                said.seek(0)
+                print(said.read(), end="", flush=True)
+
+
+def watch(words, heard):
+    """Runs a command that tells on standard error, in lines of JSON, what it has measured so far. Returns its standard output."""
+    print("$", *words, flush=True)
+    process = subprocess.Popen([str(word) for word in words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    said, measures = [], []
+
+    def listen():
+        for line in process.stderr:
+            print(line, end="", flush=True)
+            said.append(line.strip())
+            if line.startswith("{"):
+                measures.append(json.loads(line))
+                heard(measures)
+
+    listener = threading.Thread(target=listen)
+    listener.start()
+    text = process.stdout.read()
+    listener.join()
+    if process.wait() != 0:
+        raise RuntimeError(f"{Path(words[0]).name} ended with {process.returncode}: {' '.join(said[-2:])}")
+    return text
 
 
 class Server:
@@ -162,7 +190,7 @@ def ask(prompt, max_tokens, start=0, **sampling):
 
 def decode(choice):
     """Rows of the object form as int64 [rows, layers, top_k]."""
-    import numpy as np
+    import numpy as np  # not needed by the parts that measure
     rows = choice.get("routed_experts")
     if rows is None:
         raise RuntimeError(f"no rows: {choice.get('routed_experts_error')}")

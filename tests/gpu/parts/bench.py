@@ -1,7 +1,5 @@
 """`moetrail bench` on random weights: prefill, decode, and capture on against capture off."""
 import json
-import subprocess
-import threading
 
 import rig as rigs
 import shapes
@@ -26,23 +24,6 @@ def bench(rig, name, shape):
              "--prompt-len", ",".join(map(str, lengths)), "--batch", ",".join(map(str, batches)), "--context", shapes.CONTEXT,
              "--gen-len", rig.size(3, shapes.GENERATED), "--reps", rig.size(1, 3), "--capture-pairs", rig.size(1, 3),
              "--max-num-batched-tokens", rig.size(16, 8192), "--max-model-len", rig.size(128, 8448)]
-    print("$", *words, flush=True)
-    process = subprocess.Popen([str(word) for word in words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    measures, last = [], []
-
-    def listen():
-        for line in process.stderr:
-            print(line, end="", flush=True)
-            last.append(line.strip())
-            if line.startswith("{"):
-                # Whoever is killed has these.
-                measures.append(json.loads(line))
-                rig.note(models={**rig.found["models"], name: dict(results=measures)})
-
-    listener = threading.Thread(target=listen)
-    listener.start()
-    text = process.stdout.read()
-    listener.join()
-    if process.wait() != 0:
-        raise RuntimeError(f"status {process.returncode}: {' '.join(last[-2:])}")
-    return json.loads(text)
+    # Whoever is killed has what was measured until then.
+    heard = lambda results: rig.note(models={**rig.found["models"], name: dict(results=results)})
+    return json.loads(rigs.watch(words, heard))

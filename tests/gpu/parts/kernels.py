@@ -11,7 +11,7 @@ RESULT = re.compile(r"^test (\S+) \.\.\. (ok|FAILED|ignored)", re.M)
 def run(rig):
     binary = rig.binary("gpu_tests")
     # Shrinking a failing case to its smallest takes long, and any case is a finding.
-    env = {**os.environ, "PROPTEST_MAX_SHRINK_ITERS": "50", "PROPTEST_DISABLE_FAILURE_PERSISTENCE": "1"}
+    env = {**os.environ, "PROPTEST_MAX_SHRINK_ITERS": "50", "PROPTEST_DISABLE_FAILURE_PERSISTENCE": "1", "RUST_BACKTRACE": "0"}
     if not rig.dry:
         env["MOETRAIL_TEST_DEVICE"] = "cuda"
 
@@ -53,6 +53,6 @@ def run(rig):
 
 def reason(text, test):
     """The first lines that a failed test said."""
-    said = text.partition(f"---- {test} stdout ----")[2].partition("\n---- ")[0]
-    lines = [line.strip() for line in said.splitlines() if line.strip() and "note: run with" not in line]
-    return " ".join(lines)[:400] or "did not end"
+    said = text.partition(f"---- {test} stdout ----")[2].partition("\n---- ")[0].partition("\nfailures:\n")[0]
+    lines = [line.strip() for line in said.splitlines() if line.strip() and not line.startswith(("note: ", "thread '"))]
+    return " ".join(dict.fromkeys(lines))[:400] or "did not end"

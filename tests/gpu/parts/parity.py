@@ -6,7 +6,10 @@ the cells). In bf16 the yardstick is transformers in bf16: in the median the eng
 as that is, in the mean, which few changed sets make, three times; and two percent more of the cells may have another set.
 """
 import contextlib
+import json
 import random
+
+import numpy as np
 
 import rig as rigs
 
@@ -36,8 +39,6 @@ def run(rig):
 
 
 def compare(rig, name, folder, missing):
-    import json
-    import numpy as np
     config = json.loads((folder / "config.json").read_text())
     lengths = LENGTHS[:3] + LENGTHS[-1:] if rig.dry else LENGTHS + [LONG] * (config["max_position_embeddings"] > LONG + NEW)
     draw = random.Random(name)
@@ -95,7 +96,6 @@ def references(rig, folder, texts, starts):
 
 def distance(some, other, gaps):
     """How far two scorings of the same texts are from each other."""
-    import numpy as np
     from parity import Check  # of tests/live
     check, far, before, differ, sets = Check(), [], [0.0], 0, 0
     for (logp, rows), (logp_too, rows_too), gap in zip(some, other, gaps):

@@ -22,14 +22,14 @@ def run(rig):
     bench, moetrail = rig.binary("gpu_bench"), rig.binary("moetrail")
     engine = [moetrail, "bench", rigs.ROOT / "tests/golden/qwen3_moe-b", "--device", "cuda", "--prompt-len", 70, "--batch", 3, "--context", 20,
               "--gen-len", 4, "--reps", 1]
-    tests = [rig.binary("gpu_tests"), "--test-threads", 1, "driver::", "norm::"]
+    tests = [rig.binary("gpu_tests"), "--test-threads", 1, "norm::", "ring::rows_are_gathered"]
     rig.note(runs={})
     for check, words, seconds in [("memcheck", [bench, "cuda", "--tiny"], 40), ("racecheck", [bench, "cuda", "--tiny"], 60),
                                   ("memcheck", [*engine, "--dtype", "bfloat16"], 40), ("memcheck", [*engine, "--dtype", "float32"], 40),
                                   ("memcheck", tests, 60)]:
         name = f"{check} {words[0].name}{' ' + str(words[-1]) if words[0] == moetrail else ''}"
         try:
-            # The driver's tests provoke errors of the interface, which are no finding.
+            # Whether a call of the interface was refused is the tests' to judge.
             quiet = ["--report-api-errors", "no"] if check == "memcheck" else []
             done = subprocess.run([tool, "--tool", check, *quiet, *map(str, words)], capture_output=True, text=True, timeout=seconds)
         except subprocess.TimeoutExpired:
