@@ -189,7 +189,7 @@ impl Checkpoint {
         if choice.quantization.is_some() {
             return Err(ModelError::WeightChoice("quantization: int8 is computed on the CPU; use --device cpu".into()));
         }
-        let loader = Loader::new(GpuBackend::new(gpu, dtype)?, &self.shards, dtype, format, progress);
+        let loader = Loader::new(GpuBackend::new(gpu, dtype), &self.shards, dtype, format, progress);
         Decoder::load_on(gpu, loader, config, family, max_positions)
     }
 }

@@ -30,7 +30,7 @@ pub struct Decoder {
 #[derive(Clone)]
 enum Place {
     Host(Network<Cpu>),
-    Device(Network<GpuBackend>, Gpu),
+    Device(Box<Network<GpuBackend>>, Gpu),
 }
 
 impl Decoder {
@@ -53,7 +53,7 @@ impl Decoder {
         family: &Family,
         max_positions: usize,
     ) -> Result<Self> {
-        let place = Place::Device(Network::load(loader, &config, family, max_positions)?, gpu.clone());
+        let place = Place::Device(Box::new(Network::load(loader, &config, family, max_positions)?), gpu.clone());
         Ok(Self { config, max_positions, place })
     }
 
@@ -62,6 +62,15 @@ impl Decoder {
         match &self.place {
             Place::Host(_) => None,
             Place::Device(_, gpu) => Some(gpu),
+        }
+    }
+
+    /// How many decode steps are recorded.
+    #[cfg(test)]
+    pub(crate) fn recorded(&self) -> usize {
+        match &self.place {
+            Place::Host(_) => 0,
+            Place::Device(network, _) => network.backend.recordings.lock().expect("no step panicked").recorded(),
         }
     }
 
@@ -147,7 +156,7 @@ impl Decoder {
             }
             (Place::Device(network, _), KvCache::Device(kv)) => {
                 let ring = ring.map(Ring::device).transpose()?;
-                let (hidden, marks) = network.hidden(&self.config, input, kv, ring)?;
+                let (hidden, marks) = network.hidden_recorded(&self.config, input, kv, ring)?;
                 Ok(output(hidden::Place::Device(hidden), marks))
             }
             _ => Err(refused("kv", "memory of where the weights are".into(), "other memory".into())),

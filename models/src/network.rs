@@ -13,7 +13,7 @@ use crate::step::{Marks, StepInput};
 /// The weights of a model, packed for a backend. A clone shares them.
 #[derive(Clone)]
 pub(crate) struct Network<B: Backend> {
-    backend: B,
+    pub(crate) backend: B,
     /// `[vocab, hidden]`
     embedding: B::Matrix,
     layers: Vec<Layer<B>>,
@@ -84,17 +84,22 @@ impl<B: Backend> Network<B> {
         kv: &mut B::Kv,
         ring: Option<B::Ring<'a>>,
     ) -> Result<(B::Operand, Marks)> {
+        let mut step = self.backend.begin(input, ring, config, kv)?;
+        let hidden = self.layers(&mut step, kv)?;
+        Ok((hidden, self.backend.end(step)?))
+    }
+
+    /// What lies between the beginning and the end of a step.
+    pub(crate) fn layers(&self, step: &mut B::Step<'_>, kv: &mut B::Kv) -> Result<B::Operand> {
         let backend = &self.backend;
-        let mut step = backend.begin(input, ring, config, kv)?;
-        let mut stream = Residual { x: backend.embed(&step, &self.embedding)?, addition: None };
+        let mut stream = Residual { x: backend.embed(step, &self.embedding)?, addition: None };
         for (index, layer) in self.layers.iter().enumerate() {
             let next = self.layers.get(index + 1).map_or(&self.head, Layer::first);
             let cache = LayerCache { kv, layer: index, rope: &self.rope };
-            stream = layer.forward(backend, &mut step, stream, cache, next)?;
+            stream = layer.forward(backend, step, stream, cache, next)?;
         }
-        let wanted = backend.logit_rows(&step, stream)?;
-        let (_, hidden) = self.norm.forward(backend, wanted)?;
-        Ok((hidden, backend.end(step)?))
+        let wanted = backend.logit_rows(step, stream)?;
+        Ok(self.norm.forward(backend, wanted)?.1)
     }
 
     /// The logits of hidden rows, `[rows, hidden]` to `[rows, vocab]`.

@@ -12,6 +12,8 @@ mod failure_tests;
 #[cfg(test)]
 mod fault;
 mod finish;
+#[cfg(test)]
+mod gpu_tests;
 mod handle;
 mod info;
 #[cfg(test)]

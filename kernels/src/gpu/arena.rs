@@ -65,14 +65,6 @@ impl Arena {
         Ok(Scratch { arena: self.clone(), address, bytes })
     }
 
-    /// Memory of zeros, from this place of [`Stream::Compute`] on.
-    pub fn take_zeroed(&self, bytes: usize) -> Result<Scratch, GpuError> {
-        let scratch = self.take(bytes)?;
-        // SAFETY: the scratch is as long, and belongs to the arena's stream.
-        unsafe { self.gpu.driver().fill(Stream::Compute, scratch.address, 0, bytes)? };
-        Ok(scratch)
-    }
-
     /// Bytes taken from the device.
     pub fn bytes(&self) -> usize {
         self.regions().iter().map(|region| region.buffer.bytes()).sum()
@@ -129,6 +121,13 @@ impl Scratch {
     /// The device.
     pub fn gpu(&self) -> &Gpu {
         &self.arena.gpu
+    }
+
+    /// Sets the first `bytes` bytes to `value`, at this place of [`Stream::Compute`].
+    pub fn fill(&self, value: u8, bytes: usize) -> Result<(), GpuError> {
+        assert!(bytes <= self.bytes, "{bytes} of {} bytes", self.bytes);
+        // SAFETY: the scratch is as long, and belongs to the arena's stream.
+        unsafe { self.gpu().driver().fill(Stream::Compute, self.address, value, bytes) }
     }
 }
 

@@ -28,6 +28,11 @@ impl Upload {
         Ok(Upload { gpu: gpu.clone(), to: DeviceBuffer::new(gpu, bytes)?, from: [slot()?, slot()?], turn: 0 })
     }
 
+    /// Where the parts lie begins here; another address once it has grown.
+    pub fn address(&self) -> Address {
+        self.to.address()
+    }
+
     /// Issues the copy of all parts to [`Stream::Compute`] and returns where each will be. What was put before is
     /// overwritten, in the stream's order.
     pub fn put<const N: usize>(&mut self, parts: [&[u8]; N]) -> Result<[Address; N], GpuError> {

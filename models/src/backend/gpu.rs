@@ -1,25 +1,35 @@
 use std::sync::{Arc, Mutex};
 
 use moetrail_kernels::gpu::{
-    self, Address, Arena, AttentionPlan, DeviceBuffer, DeviceExperts, DeviceExpertsBuilder, DeviceKv, DeviceMatrix,
+    self, Arena, AttentionPlan, DeviceBuffer, DeviceExperts, DeviceExpertsBuilder, DeviceKv, DeviceMatrix,
     DeviceMatrixBuilder, DeviceQkNorm, DeviceReplay, DeviceRing, DeviceRingWrite, DeviceRope, DeviceRouter,
-    DeviceRouterConfig, DeviceRouting, DeviceRows, Gpu, Scratch, Upload, bytes_of,
+    DeviceRouterConfig, DeviceRouting, DeviceRows, Gpu, Upload,
 };
 use moetrail_kernels::{QkNorm, RopeTable, RouterConfig, WeightDtype, WeightFormat, WeightRows, WeightView};
 
+use crate::backend::gpu_step::GpuStep;
+use crate::backend::recordings::Recordings;
 use crate::backend::{AttentionOf, Backend, KernelResult, LayerCache, PutExperts, PutRows, Residual};
 use crate::config::ModelConfig;
 use crate::error::Result;
 use crate::step::{Marks, StepInput};
 
 /// A GPU and what a decoder keeps there besides weights.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct GpuBackend {
-    arena: Arena,
+    pub(crate) arena: Arena,
     /// Of operands and the cache.
     dtype: WeightDtype,
-    /// One step at a time is begun; clones share the device.
-    upload: Arc<Mutex<Upload>>,
+    /// Made by the first step; one step at a time is begun.
+    upload: Mutex<Option<Upload>>,
+    pub(crate) recordings: Mutex<Recordings>,
+}
+
+impl Clone for GpuBackend {
+    /// The same device with scratch memory of its own: what a recorded step of one clone writes is nothing to the others.
+    fn clone(&self) -> Self {
+        Self::new(self.gpu(), self.dtype)
+    }
 }
 
 /// A projection's weights and bias.
@@ -35,32 +45,13 @@ pub(crate) struct GpuRouting {
     top_k: usize,
 }
 
-/// Where a step's numbers are on the device.
-pub(crate) struct GpuStep<'a> {
-    num_rows: usize,
-    token_ids: Address,
-    positions: Address,
-    slots: Address,
-    logit_rows: Address,
-    num_logit_rows: usize,
-    plan: AttentionPlan,
-    plan_at: Address,
-    ring: Option<&'a DeviceRing>,
-    /// Row of each row in the ids, and the ids.
-    replay: Option<[Address; 2]>,
-    moe_layers: usize,
-    /// U32 `[2, rows]`: NaN seen, cells changed.
-    marks: Scratch,
-}
-
 impl GpuBackend {
     /// A backend whose operands are of this dtype.
-    pub(crate) fn new(gpu: &Gpu, dtype: WeightDtype) -> Result<Self> {
-        let upload = Upload::new(gpu, 1 << 16)?;
-        Ok(Self { arena: Arena::new(gpu), dtype, upload: Arc::new(Mutex::new(upload)) })
+    pub(crate) fn new(gpu: &Gpu, dtype: WeightDtype) -> Self {
+        Self { arena: Arena::new(gpu), dtype, upload: Mutex::default(), recordings: Mutex::default() }
     }
 
-    fn gpu(&self) -> &Gpu {
+    pub(crate) fn gpu(&self) -> &Gpu {
         self.arena.gpu()
     }
 }
@@ -140,34 +131,14 @@ impl Backend for GpuBackend {
         config: &ModelConfig,
         kv: &DeviceKv,
     ) -> Result<GpuStep<'a>> {
-        let num_rows = input.token_ids.len();
         let plan = AttentionPlan::new(&config.attention_shape(), kv, input.seqs)?;
-        let (row_of, ids) = input.replay.map_or((&[][..], &[][..]), |replay| (replay.row_of, replay.ids));
+        let marks = Arc::new(self.arena.take(2 * input.token_ids.len() * 4)?);
         let mut upload = self.upload.lock().unwrap_or_else(|poison| poison.into_inner());
-        let [token_ids, positions, slots, logit_rows, plan_at, row_of, ids] = upload.put([
-            bytes_of(input.token_ids),
-            bytes_of(input.positions),
-            bytes_of(input.slot_mapping),
-            bytes_of(input.logit_rows),
-            bytes_of(plan.words()),
-            bytes_of(row_of),
-            bytes_of(ids),
-        ])?;
-        let marks = self.arena.take_zeroed(2 * num_rows * 4)?;
-        Ok(GpuStep {
-            num_rows,
-            token_ids,
-            positions,
-            slots,
-            logit_rows,
-            num_logit_rows: input.logit_rows.len(),
-            plan,
-            plan_at,
-            ring,
-            replay: input.replay.map(|_| [row_of, ids]),
-            moe_layers: config.moe_layers.len(),
-            marks,
-        })
+        let upload = match &mut *upload {
+            Some(upload) => upload,
+            none => none.insert(Upload::new(self.gpu(), 1 << 16)?),
+        };
+        GpuStep::new(upload, marks, input, plan, ring, config.moe_layers.len())
     }
 
     fn embed(&self, step: &GpuStep<'_>, table: &DeviceMatrix) -> Result<DeviceRows> {
@@ -229,11 +200,7 @@ impl Backend for GpuBackend {
     }
 
     fn end(&self, step: GpuStep<'_>) -> Result<Marks> {
-        let n = step.num_rows;
-        let marks: Vec<u32> = self.gpu().read(step.marks.address(), 2 * n)?;
-        let nan_rows = (0..n as u32).filter(|&row| marks[row as usize] != 0).collect();
-        let changed_cells = if step.replay.is_some() { marks[n..].to_vec() } else { Vec::new() };
-        Ok(Marks { nan_rows, changed_cells })
+        step.read_marks()
     }
 }
 

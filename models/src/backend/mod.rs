@@ -2,6 +2,8 @@
 
 mod cpu;
 mod gpu;
+mod gpu_step;
+mod recordings;
 
 use std::fmt;
 
