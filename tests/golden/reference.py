@@ -6,15 +6,18 @@ ROUTERS = (".mlp.gate", ".block_sparse_moe.gate")
 
 
 class Reference:
-    """A checkpoint loaded by transformers (eager attention, CPU), with the router logits of each forward in reach."""
+    """A checkpoint loaded by transformers (eager attention), with the router logits of each forward in reach, on the CPU."""
 
-    def __init__(self, folder, dtype=torch.float32):
+    def __init__(self, folder, dtype=torch.float32, device="cpu"):
         self.model, info = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, attn_implementation="eager", output_loading_info=True)
         bad = {k: v for k, v in info.items() if v and k in ("missing_keys", "unexpected_keys", "mismatched_keys")}
         if bad:
             raise SystemExit(f"{folder}: {bad}")
-        self.model.eval()
+        self.model.eval().to(device)
+        if device != "cpu":
+            # The grouped products of GPUs know no f32.
+            self.model.set_experts_implementation("eager")
         c = self.model.config
         self.num_layers, self.top_k = c.num_hidden_layers, c.num_experts_per_tok
         self.num_experts = getattr(c, "num_experts", None) or c.num_local_experts
@@ -28,13 +31,13 @@ class Reference:
         def hook(module, args, out):
             # The contract's score: the f32 logit of the router's input, whatever the dtype the model runs in.
             x = args[0].reshape(-1, args[0].shape[-1]).float()
-            self.logits[layer] = x @ module.weight.float().T
+            self.logits[layer] = (x @ module.weight.float().T).cpu()
             if self.given is None:
                 return None
             # Given experts: their weights are gathered from the live scores, then normalised as the family does.
             logits, scores, chosen = out
             chosen, scores = chosen.clone(), scores.clone()
-            given = self.given[:, layer]
+            given = self.given[:, layer].to(chosen.device)
             weights = torch.softmax(logits[:len(given)].float(), -1).gather(-1, given)
             if getattr(module, "norm_topk_prob", True):
                 weights = weights / weights.sum(-1, keepdim=True)
@@ -50,7 +53,7 @@ class Reference:
         """
         self.logits.clear()
         self.given = None if given is None else torch.as_tensor(given, dtype=torch.long)
-        out = self.model(torch.tensor([ids]), use_cache=False).logits[0]
+        out = self.model(torch.tensor([ids], device=self.model.device), use_cache=False).logits[0].cpu()
         self.moe_layers = sorted(self.logits)
         return torch.log_softmax(out.double(), -1).float()
 

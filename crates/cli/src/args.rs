@@ -61,6 +61,9 @@ pub struct ModelArgs {
     /// Where to compute: auto (an NVIDIA GPU if there is one and the build has CUDA), cpu, cuda or cuda:N.
     #[arg(long, default_value = "auto")]
     pub device: DeviceChoice,
+    /// On a GPU, only kernels that give a request the same bits in any company. The CPU's always do.
+    #[arg(long)]
+    pub deterministic: bool,
     /// Share of the GPU's memory for weights, KV cache and all else.
     #[arg(long, value_name = "SHARE", default_value_t = EngineConfig::default().gpu_memory_utilization)]
     pub gpu_memory_utilization: f64,

@@ -19,6 +19,7 @@ pub fn bench(args: &BenchArgs) -> Result<()> {
         enable_prefix_caching: false,
         max_num_seqs: if args.mixed > 0 { widest.max(EngineConfig::default().max_num_seqs) } else { widest },
         max_num_batched_tokens: args.max_num_batched_tokens,
+        num_blocks: (args.capture_pairs > 0).then(|| blocks_needed(args, widest)),
         ..EngineConfig::default()
     };
     let rows = !args.model.no_capture;
@@ -36,7 +37,7 @@ pub fn bench(args: &BenchArgs) -> Result<()> {
                 rates.push(length as f64 / elapsed.as_secs_f64());
             }
         }
-        results.push(json!({"measure": "prefill", "tokens": length, "tokens_per_second": rates}));
+        results.push(told(json!({"measure": "prefill", "tokens": length, "tokens_per_second": rates})));
     }
     for &batch in &args.batch {
         let mut rates = Vec::new();
@@ -46,13 +47,13 @@ pub fn bench(args: &BenchArgs) -> Result<()> {
                 rates.push(rate);
             }
         }
-        results.push(json!({
+        results.push(told(json!({
             "measure": "decode",
             "batch": batch,
             "context": args.context,
             "tokens": args.gen_len,
             "tokens_per_second": rates,
-        }));
+        })));
     }
     if args.mixed > 0 {
         let mut rates = Vec::new();
@@ -62,7 +63,7 @@ pub fn bench(args: &BenchArgs) -> Result<()> {
                 rates.push(tokens as f64 / elapsed.as_secs_f64());
             }
         }
-        results.push(json!({"measure": "mixed", "requests": args.mixed, "tokens_per_second": rates}));
+        results.push(told(json!({"measure": "mixed", "requests": args.mixed, "tokens_per_second": rates})));
     }
     let pairs = match args.capture_pairs {
         0 => None,
@@ -90,6 +91,24 @@ pub fn bench(args: &BenchArgs) -> Result<()> {
     println!("{report}");
     engine.shutdown();
     Ok(())
+}
+
+/// A measure, written to standard error too: whoever stops a long run has what was measured until then.
+fn told(measure: Value) -> Value {
+    eprintln!("{measure}");
+    measure
+}
+
+/// Blocks for any of the measures. Where two engines share a device's memory, neither may take what is free.
+fn blocks_needed(args: &BenchArgs, widest: usize) -> usize {
+    let block = EngineConfig::default().block_size;
+    // One more for what begins in the middle of a block.
+    let blocks = |tokens: usize| tokens.div_ceil(block) + 1;
+    let prefill = args.prompt_len.iter().map(|&length| blocks(length + 1)).max().unwrap_or(0);
+    let decode = widest * blocks(args.context + args.gen_len);
+    let mixed = args.mixed.min(EngineConfig::default().max_num_seqs.max(widest)) * blocks(32 + 480 + 16 + 112);
+    let score = args.score.map_or(0, |length| blocks(length + 1));
+    prefill.max(decode).max(mixed).max(score)
 }
 
 /// Every measure in pairs, with capture and without, alternately first: the rates of both, pair by pair.

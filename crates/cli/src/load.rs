@@ -86,7 +86,7 @@ pub struct LoadedModel {
 /// Loads the model that was asked for.
 pub fn load(args: &ModelArgs) -> Result<LoadedModel> {
     configure_kernels(args)?;
-    let gpu = args.device.open().context("--device")?;
+    let gpu = args.device.open().context("--device")?.map(|gpu| gpu.with_deterministic(args.deterministic));
     let checkpoint = open(args)?;
     let longest = checkpoint.config().max_model_len();
     // The rotary table need not be longer than any sequence; a value beyond the model's is refused by the engine.
