@@ -80,11 +80,14 @@ class Rig:
         return folder
 
     @contextlib.contextmanager
-    def serve(self, model, *flags, device=None, dtype="bfloat16", blocks=None):
-        """A server. Its pool has a size of its own, so that several share a GPU's memory."""
+    def serve(self, model, *flags, device=None, dtype="bfloat16", blocks=None, deterministic=True):
+        """A server, which gives a request the same bits in any company. Its pool has a size of its own, so that several
+        share a GPU's memory."""
         device = device or self.device
         words = [self.binary("moetrail"), "serve", model, "--device", device, "--dtype", dtype, "--port", 0,
                  "--num-gpu-blocks-override", blocks or self.size(256, 2048), *flags]
+        if deterministic:
+            words.append("--deterministic")
         if device == "cpu" and not self.dry:
             words += ["--threads", 4]
         print("$", *words, flush=True)
