@@ -89,6 +89,8 @@ const TINY: Sizes = Sizes {
 
 struct Bench {
     arena: Arena,
+    /// For products as under `--deterministic`.
+    deterministic: Arena,
     sizes: Sizes,
     tiny: bool,
     /// Bytes a second of a copy on the device, read and written.
@@ -118,7 +120,9 @@ fn main() {
         fail(&format!("{word:?} is none of {}", PARTS.join(", ")));
     }
     let sizes = if tiny { TINY } else { LARGE };
-    let mut bench = Bench { arena: Arena::new(&gpu), sizes, tiny, copied: 0.0, toss: 1, lines: Vec::new() };
+    let deterministic = Arena::new(&gpu.clone().with_deterministic(true));
+    let mut bench =
+        Bench { arena: Arena::new(&gpu), deterministic, sizes, tiny, copied: 0.0, toss: 1, lines: Vec::new() };
     for part in PARTS {
         // Every share is of the copy.
         if part != "copy" && !wanted.is_empty() && !wanted.iter().any(|word| word == part) {
@@ -259,6 +263,15 @@ impl Bench {
         self.lines.push(line);
     }
 
+    /// The ways in which products of so many rows may be computed: where they are large and the device has two.
+    fn ways(&self, n: usize) -> Vec<(Arena, &'static str)> {
+        let mut ways = vec![(self.arena.clone(), "")];
+        if n > 64 && (self.tiny || self.gpu().driver().capability() == 90) {
+            ways.push((self.deterministic.clone(), ", deterministic"));
+        }
+        ways
+    }
+
     fn copy(&mut self) -> Result<()> {
         let bytes = if self.tiny { 1 << 16 } else { 2 << 30 };
         let from = DeviceBuffer::filled(self.gpu(), bytes, 0x3c)?;
@@ -308,10 +321,11 @@ impl Bench {
             // The head multiplies sampled rows alone.
             for &n in rows.iter().filter(|&&n| name != "head" || n <= 64) {
                 let x = self.operand(n, ins)?;
-                let call = |i: usize| linear(&self.arena, &x, &weights[i % copies], None).map(drop);
-                let seconds = self.time(call)?;
                 let work = Work { bytes: weights[0].bytes() as f64, flops: (2 * n * ins * outs) as f64 };
-                self.line(&format!("linear: {name}"), &[("n", n), ("in", ins), ("out", outs)], seconds, work);
+                for (arena, how) in self.ways(n) {
+                    let seconds = self.time(|i| linear(&arena, &x, &weights[i % copies], None).map(drop))?;
+                    self.line(&format!("linear: {name}{how}"), &[("n", n), ("in", ins), ("out", outs)], seconds, work);
+                }
             }
         }
         Ok(())
@@ -340,18 +354,19 @@ impl Bench {
                 chosen.push(DeviceBuffer::of(self.gpu(), &ids)?);
             }
             let weights = DeviceBuffer::of(self.gpu(), &vec![1.0 / top_k as f32; n * top_k])?;
-            let call = |i: usize| {
-                let ids = chosen[i % chosen.len()].address();
-                expert_ffn(&self.arena, &x, ids, weights.address(), top_k, &experts).map(drop)
-            };
-            let seconds = self.time(call)?;
             let each = 3 * hidden * inter;
             let work = Work {
                 bytes: touched as f64 / chosen.len() as f64 * (each * 2) as f64,
                 flops: (2 * n * top_k * each) as f64,
             };
             let sizes = [("n", n), ("hidden", hidden), ("experts", count), ("top_k", top_k), ("inter", inter)];
-            self.line("expert_ffn", &sizes, seconds, work);
+            for (arena, how) in self.ways(n) {
+                let seconds = self.time(|i| {
+                    let ids = chosen[i % chosen.len()].address();
+                    expert_ffn(&arena, &x, ids, weights.address(), top_k, &experts).map(drop)
+                })?;
+                self.line(&format!("expert_ffn{how}"), &sizes, seconds, work);
+            }
         }
         Ok(())
     }
