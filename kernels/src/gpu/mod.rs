@@ -22,6 +22,7 @@ mod ring;
 mod router;
 mod rows;
 mod sample;
+mod staging;
 mod upload;
 
 use std::sync::{Arc, Mutex};
@@ -40,12 +41,13 @@ pub use memory::{DeviceBuffer, PinnedBuffer, Plain, bytes_of};
 pub use norm::{add_rms_norm, embedding, select_rows, silu_and_mul};
 pub use plan::{ATTENTION_SPLIT, AttentionLaunches, AttentionPlan, DecodeBucket, attention_splits};
 pub use qkv::{DeviceQkNorm, DeviceRope, qkv_rope_store};
-pub use ring::{DeviceRing, RowStaging, StagedRows};
+pub use ring::DeviceRing;
 pub use router::{
     DeviceReplay, DeviceRingWrite, DeviceRouter, DeviceRouterConfig, DeviceRouting, Scoring, route, select,
 };
 pub use rows::{DeviceRows, ROW_PAD};
 pub use sample::{DeviceSamples, SampleBatch, SampleParams, SampledToken, TokenLogprob, sample, sample_with_limits};
+pub use staging::{RowStaging, StagedRows};
 pub use upload::Upload;
 
 use crate::weights::WeightDtype;
