@@ -278,10 +278,15 @@ template <class T> inline T exchange(T value, unsigned lane) { return post(value
 inline unsigned lane() { return unsigned(block->current % 32); }
 
 using Call = void (*)(void**);
-inline std::map<std::string, Call>& table() {
-  static std::map<std::string, Call> kernels;
+struct Kernel {
+  Call call;
+  std::vector<size_t> parameters;  // bytes of each
+};
+inline std::map<std::string, Kernel>& table() {
+  static std::map<std::string, Kernel> kernels;
   return kernels;
 }
+template <class... A> std::vector<size_t> parameters(void (*)(A...)) { return {sizeof(A)...}; }
 template <auto K> struct Wrap;
 template <class... A, void (*K)(A...)> struct Wrap<K> {
   template <size_t... I> static void go(void** a, std::index_sequence<I...>) {
@@ -290,7 +295,7 @@ template <class... A, void (*K)(A...)> struct Wrap<K> {
   static void call(void** a) { go(a, std::index_sequence_for<A...>{}); }
 };
 struct Register {
-  Register(const char* name, Call call) { table()[name] = call; }
+  Register(const char* name, Call call, std::vector<size_t> parameters) { table()[name] = {call, std::move(parameters)}; }
 };
 
 }  // namespace emu
@@ -356,7 +361,8 @@ static inline int atomicMax(int* p, int v) { return emu_atomic(p, std::max(*p, v
 static inline unsigned atomicMin(unsigned* p, unsigned v) { return emu_atomic(p, std::min(*p, v)); }
 
 #define DYN_SMEM(T, name) T* name = (T*)((uintptr_t(emu::block->smem.data()) + 1023) & ~uintptr_t(1023))
-#define EXPORT_KERNEL(name) static emu::Register emu_register_##name(#name, &emu::Wrap<name>::call);
+#define EXPORT_KERNEL(name) \
+  static emu::Register emu_register_##name(#name, &emu::Wrap<name>::call, emu::parameters(name));
 
 // Tensor-core instructions and asynchronous copies, as `common.cuh` says.
 using bf16 = __nv_bfloat16;
