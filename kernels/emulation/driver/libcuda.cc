@@ -248,7 +248,6 @@ CUresult cuEventRecord(CUevent e, CUstream s) {
   IN_CONTEXT;
   Moment* ev = moment_of(e);
   DEMAND(!queue_of(s)->capturing);
-  settle(ev, 0);
   if (ev->on && ev->on != queue_of(s)) settle(ev, ev->recorded);
   ev->on = queue_of(s);
   ev->recorded++;

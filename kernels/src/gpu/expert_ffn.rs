@@ -27,6 +27,23 @@ pub enum ExpertTiling {
     Wgmma(usize),
 }
 
+/// The kernel of a product, by tiling and element type.
+macro_rules! tiling_names {
+    ($tiling:expr, $dtype:expr, $product:literal) => {
+        match $tiling {
+            ExpertTiling::Split(8) => names!($dtype, $product, "_split_8"),
+            ExpertTiling::Split(16) => names!($dtype, $product, "_split_16"),
+            ExpertTiling::Split(32) => names!($dtype, $product, "_split_32"),
+            ExpertTiling::Tile(64) => names!($dtype, $product, "_tile_64"),
+            ExpertTiling::Tile(128) => names!($dtype, $product, "_tile_128"),
+            ExpertTiling::Wgmma(64) => wgmma_names!($dtype, $product, "_wgmma_64"),
+            ExpertTiling::Wgmma(128) => wgmma_names!($dtype, $product, "_wgmma_128"),
+            ExpertTiling::Wgmma(160) => wgmma_names!($dtype, $product, "_wgmma_160"),
+            tiling => unreachable!("{tiling:?} is no tiling"),
+        }
+    };
+}
+
 impl ExpertTiling {
     /// Every tiling there is.
     pub const ALL: [ExpertTiling; 8] = [
@@ -63,31 +80,11 @@ impl ExpertTiling {
     }
 
     fn up(self, dtype: WeightDtype) -> &'static str {
-        match self {
-            ExpertTiling::Split(8) => names!(dtype, "experts_up_split_8"),
-            ExpertTiling::Split(16) => names!(dtype, "experts_up_split_16"),
-            ExpertTiling::Split(32) => names!(dtype, "experts_up_split_32"),
-            ExpertTiling::Tile(64) => names!(dtype, "experts_up_tile_64"),
-            ExpertTiling::Tile(128) => names!(dtype, "experts_up_tile_128"),
-            ExpertTiling::Wgmma(64) => wgmma_names!(dtype, "experts_up_wgmma_64"),
-            ExpertTiling::Wgmma(128) => wgmma_names!(dtype, "experts_up_wgmma_128"),
-            ExpertTiling::Wgmma(160) => wgmma_names!(dtype, "experts_up_wgmma_160"),
-            _ => unreachable!("{self:?} is no tiling"),
-        }
+        tiling_names!(self, dtype, "experts_up")
     }
 
     fn down(self, dtype: WeightDtype) -> &'static str {
-        match self {
-            ExpertTiling::Split(8) => names!(dtype, "experts_down_split_8"),
-            ExpertTiling::Split(16) => names!(dtype, "experts_down_split_16"),
-            ExpertTiling::Split(32) => names!(dtype, "experts_down_split_32"),
-            ExpertTiling::Tile(64) => names!(dtype, "experts_down_tile_64"),
-            ExpertTiling::Tile(128) => names!(dtype, "experts_down_tile_128"),
-            ExpertTiling::Wgmma(64) => wgmma_names!(dtype, "experts_down_wgmma_64"),
-            ExpertTiling::Wgmma(128) => wgmma_names!(dtype, "experts_down_wgmma_128"),
-            ExpertTiling::Wgmma(160) => wgmma_names!(dtype, "experts_down_wgmma_160"),
-            _ => unreachable!("{self:?} is no tiling"),
-        }
+        tiling_names!(self, dtype, "experts_down")
     }
 
     /// Launch dimensions of a product with `panels` panels of an expert, for so many tiles.

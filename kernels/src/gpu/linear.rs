@@ -72,18 +72,21 @@ pub(crate) fn wgmma_tokens(tiles: impl Fn(usize) -> usize, multiprocessors: usiz
 
 /// A kernel's name with the suffix of a type.
 macro_rules! names {
-    ($dtype:expr, $name:literal) => {
-        crate::gpu::rows::by_dtype($dtype, [concat!($name, "_f32"), concat!($name, "_bf16"), concat!($name, "_f16")])
+    ($dtype:expr, $($name:literal),+) => {
+        crate::gpu::rows::by_dtype(
+            $dtype,
+            [concat!($($name,)+ "_f32"), concat!($($name,)+ "_bf16"), concat!($($name,)+ "_f16")],
+        )
     };
 }
 pub(crate) use names;
 
 /// A kernel's name with the suffix of a type that tensor cores multiply.
 macro_rules! wgmma_names {
-    ($dtype:expr, $name:literal) => {
+    ($dtype:expr, $($name:literal),+) => {
         match $dtype {
-            crate::weights::WeightDtype::F32 => panic!(concat!($name, " multiplies no f32")),
-            dtype => crate::gpu::rows::by_dtype(dtype, ["", concat!($name, "_bf16"), concat!($name, "_f16")]),
+            crate::weights::WeightDtype::F32 => panic!(concat!($($name,)+ " multiplies no f32")),
+            dtype => crate::gpu::rows::by_dtype(dtype, ["", concat!($($name,)+ "_bf16"), concat!($($name,)+ "_f16")]),
         }
     };
 }
