@@ -9,7 +9,7 @@ use crate::sequence::SeqId;
 /// One step's work. Rows are tokens; the rows of a sequence are consecutive positions.
 #[derive(Debug, Clone, Default)]
 pub struct Batch {
-    /// Token ids, `[num_tokens]`.
+    /// Token ids, `[num_tokens]`; 0 where a row [awaits](Scheduled::awaits) its token.
     pub token_ids: Vec<u32>,
     /// Absolute positions, `[num_tokens]`.
     pub positions: Vec<u32>,
@@ -23,6 +23,8 @@ pub struct Batch {
     pub moves: Vec<BlockMove>,
     /// Sequences that lost their blocks in this step.
     pub num_preempted: usize,
+    /// Sequences that were left out for want of blocks.
+    pub num_short: usize,
 }
 
 /// One sequence's part of a batch.
@@ -38,6 +40,8 @@ pub struct Scheduled {
     pub blocks: Range<usize>,
     /// Whether its last row is its last known token, so that the next token follows from it.
     pub samples: bool,
+    /// Whether its last row's token is what the step before, which is still on its way, samples.
+    pub awaits: bool,
     /// How many of its rows had been computed before and were lost.
     pub num_recomputed: usize,
 }
@@ -95,5 +99,6 @@ impl Batch {
         self.scheduled.clear();
         self.moves.clear();
         self.num_preempted = 0;
+        self.num_short = 0;
     }
 }

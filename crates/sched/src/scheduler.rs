@@ -47,7 +47,8 @@ pub struct SchedulerConfig {
 /// Decides what each step computes, and owns the block pool.
 ///
 /// The step path is: [`schedule`](Self::schedule), forward, [`commit`](Self::commit), then for each sequence that
-/// samples [`push_token`](Self::push_token), [`fork`](Self::fork) or [`remove`](Self::remove).
+/// samples [`push_token`](Self::push_token), [`fork`](Self::fork) or [`remove`](Self::remove). Where a device computes,
+/// [`schedule_ahead`](Self::schedule_ahead) plans the step after it before its commit.
 #[derive(Debug)]
 pub struct Scheduler {
     config: SchedulerConfig,
@@ -58,6 +59,8 @@ pub struct Scheduler {
     /// In service order. Preempted sequences come back here, and their key puts them before later arrivals.
     waiting: BTreeSet<ServiceKey>,
     next_id: u64,
+    /// Plans made so far.
+    plans: u64,
 }
 
 impl Scheduler {
@@ -72,6 +75,7 @@ impl Scheduler {
             running: BTreeSet::new(),
             waiting: BTreeSet::new(),
             next_id: 0,
+            plans: 0,
         }
     }
 
@@ -123,6 +127,8 @@ impl Scheduler {
             seats: new.num_choices.max(1),
             num_computed_tokens: 0,
             num_scheduled_tokens: 0,
+            num_awaited_tokens: 0,
+            last_plan: 0,
             max_computed_tokens: 0,
             num_cached_tokens: None,
             private: false,
@@ -200,12 +206,17 @@ impl Scheduler {
     }
 
     /// The step has been computed: counters move on, and full blocks become matchable.
+    ///
+    /// A sequence that ended while the step was on its way stays as it was.
     pub fn commit(&mut self, batch: &Batch) {
         let block_size = self.config.block_size;
         for scheduled in &batch.scheduled {
             let Some(seq) = self.seqs.get_mut(&scheduled.seq) else { continue };
-            seq.num_computed_tokens += seq.num_scheduled_tokens;
-            seq.num_scheduled_tokens = 0;
+            if !self.running.contains(&seq.key()) {
+                continue;
+            }
+            seq.num_computed_tokens += scheduled.rows.len();
+            seq.num_scheduled_tokens -= scheduled.rows.len();
             seq.max_computed_tokens = seq.max_computed_tokens.max(seq.num_computed_tokens);
             if !self.config.enable_prefix_caching || seq.private {
                 continue;
@@ -222,6 +233,7 @@ impl Scheduler {
     pub fn push_token(&mut self, id: SeqId, token: u32) {
         if let Some(seq) = self.seqs.get_mut(&id) {
             seq.tokens.push(token);
+            seq.num_awaited_tokens = seq.num_awaited_tokens.saturating_sub(1);
         }
     }
 

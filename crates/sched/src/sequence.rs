@@ -34,7 +34,8 @@ pub struct NewSequence {
 
 /// Counters are the state; everything else is derived.
 ///
-/// `0 <= num_computed_tokens <= num_tokens`, and KV exists for exactly the first `num_computed_tokens` positions.
+/// `0 <= num_computed_tokens <= num_tokens`, and KV exists for exactly the first `num_computed_tokens` positions. While
+/// steps are on their way, `num_computed_tokens + num_scheduled_tokens <= num_tokens + num_awaited_tokens`.
 #[derive(Debug, Clone)]
 pub struct Sequence {
     pub(crate) id: SeqId,
@@ -46,8 +47,12 @@ pub struct Sequence {
     /// Seats among `max_num_seqs`: the choices still to be forked, itself included.
     pub(crate) seats: usize,
     pub(crate) num_computed_tokens: usize,
-    /// Set by `schedule`, taken back by `commit`.
+    /// Positions behind these that steps are computing: `schedule` adds, `commit` takes away.
     pub(crate) num_scheduled_tokens: usize,
+    /// Tokens behind `tokens` that steps are sampling: `schedule` adds, `push_token` takes away.
+    pub(crate) num_awaited_tokens: usize,
+    /// The last plan that it was part of.
+    pub(crate) last_plan: u64,
     /// Positions that any forward of this sequence has ever covered, cached ones included.
     pub(crate) max_computed_tokens: usize,
     /// Tokens found in the prefix cache at first admission.
@@ -126,8 +131,18 @@ impl Sequence {
         (self.priority, self.request, self.choice, self.id)
     }
 
+    /// Tokens that it will have once the steps on their way have been computed.
+    pub fn num_expected_tokens(&self) -> usize {
+        self.tokens.len() + self.num_awaited_tokens
+    }
+
+    /// The position that the next step begins with.
+    pub(crate) fn next_position(&self) -> usize {
+        self.num_computed_tokens + self.num_scheduled_tokens
+    }
+
     pub(crate) fn num_pending_tokens(&self) -> usize {
-        self.tokens.len() - self.num_computed_tokens
+        self.num_expected_tokens() - self.next_position()
     }
 
     /// The chain hash of block `index`, which must be full.

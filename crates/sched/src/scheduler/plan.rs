@@ -6,41 +6,66 @@ use crate::sequence::{SeqId, Sequence, ServiceKey};
 use crate::tiers::{Held, KvTiers};
 
 impl Scheduler {
-    /// Plans one step into `batch`.
+    /// Plans one step into `batch`. No other may be on its way.
     ///
     /// Nothing of this step has been written, and no block moved, when `before_release` is called.
     pub fn schedule(&mut self, batch: &mut Batch, before_release: &mut BeforeRelease<'_>) {
-        batch.clear();
-        let mut budget = self.config.max_num_batched_tokens;
         let order: Vec<ServiceKey> = self.running.iter().copied().collect();
+        self.plan(batch, &order, Some(before_release));
+    }
+
+    /// Plans the step behind one that is still on its way. A token that it samples counts as there, if its sequence
+    /// `may_follow`; one that is about to split into choices waits.
+    ///
+    /// No sequence loses its blocks: one that lacks some is left out, and `num_short` of the batch counts it. Then the next
+    /// step should be planned by [`schedule`](Self::schedule).
+    pub fn schedule_ahead(&mut self, batch: &mut Batch, may_follow: &mut dyn FnMut(&Sequence) -> bool) {
+        let mut follows = |seq: &Sequence| seq.num_awaited_tokens == 0 || (seq.seats == 1 && may_follow(seq));
+        let order: Vec<ServiceKey> = self.running.iter().filter(|key| follows(&self.seqs[&key.3])).copied().collect();
+        self.plan(batch, &order, None);
+    }
+
+    fn plan(&mut self, batch: &mut Batch, order: &[ServiceKey], mut before_release: Option<&mut BeforeRelease<'_>>) {
+        batch.clear();
+        self.plans += 1;
+        let mut budget = self.config.max_num_batched_tokens;
         let is_decode =
             |this: &Self, key: &ServiceKey| this.seqs.get(&key.3).is_some_and(|seq| seq.num_pending_tokens() == 1);
         for decode in [true, false] {
-            for key in &order {
+            for key in order {
                 // A sequence may have been preempted, or served by the first pass.
-                let unserved = self.running.contains(key) && self.seqs[&key.3].num_scheduled_tokens == 0;
-                if budget > 0 && unserved && is_decode(self, key) == decode {
-                    budget -= self.schedule_running(*key, budget, batch, before_release);
+                if budget > 0 && self.is_unserved(key) && is_decode(self, key) == decode {
+                    budget -= self.schedule_running(*key, budget, batch, before_release.as_deref_mut());
                 }
             }
         }
-        // Blocks are short after a preemption: admitting now would only preempt again.
-        if batch.num_preempted == 0 {
+        // Where blocks are short, admitting would only preempt again.
+        if batch.num_preempted + batch.num_short == 0 {
             self.admit(budget, batch);
         }
     }
 
-    /// Gives a running sequence its tokens; preempts later, unserved ones for blocks. Returns the tokens spent.
+    /// Whether a sequence runs and has no part in the present plan.
+    fn is_unserved(&self, key: &ServiceKey) -> bool {
+        self.running.contains(key) && self.seqs[&key.3].last_plan < self.plans
+    }
+
+    /// Gives a running sequence its tokens; preempts later, unserved ones for blocks, if that is allowed. Returns the
+    /// tokens spent.
     fn schedule_running(
         &mut self,
         key: ServiceKey,
         budget: usize,
         batch: &mut Batch,
-        before_release: &mut BeforeRelease<'_>,
+        mut before_release: Option<&mut BeforeRelease<'_>>,
     ) -> usize {
         let tokens = self.seqs[&key.3].num_pending_tokens().min(budget);
         while !self.reserve(key.3, tokens, &mut batch.moves) {
-            let victim = self.running.iter().rev().find(|key| self.seqs[&key.3].num_scheduled_tokens == 0);
+            let Some(before_release) = before_release.as_deref_mut() else {
+                batch.num_short += 1;
+                return 0;
+            };
+            let victim = self.running.iter().rev().find(|key| self.is_unserved(key));
             let victim = *victim.expect("the sequence itself is running and unserved");
             if victim < key {
                 // Only older sequences are left; they keep their blocks, and this one waits for its turn.
@@ -115,10 +140,10 @@ impl Scheduler {
     fn reserve(&mut self, id: SeqId, tokens: usize, moves: &mut Vec<BlockMove>) -> bool {
         let block_size = self.config.block_size;
         let seq = self.seqs.get_mut(&id).expect("only live sequences are scheduled");
-        let needed = (seq.num_computed_tokens + tokens).div_ceil(block_size);
+        let needed = (seq.next_position() + tokens).div_ceil(block_size);
         let fresh = needed.saturating_sub(seq.blocks.len());
         // A partly filled last block may be shared with other choices of the request: it must not be written.
-        let tail = seq.num_computed_tokens / block_size;
+        let tail = seq.next_position() / block_size;
         let shared = seq.blocks.get(tail).copied().filter(|block| self.tiers.pool.refs(block.id) > 1);
         if fresh + usize::from(shared.is_some()) > self.tiers.pool.num_free() {
             return false;
@@ -138,10 +163,11 @@ impl Scheduler {
     fn emit(&mut self, id: SeqId, tokens: usize, batch: &mut Batch) {
         let block_size = self.config.block_size;
         let seq = self.seqs.get_mut(&id).expect("only live sequences are scheduled");
-        let (start, first_row, first_block) =
-            (seq.num_computed_tokens, batch.token_ids.len(), batch.block_tables.len());
+        let (start, first_row, first_block) = (seq.next_position(), batch.token_ids.len(), batch.block_tables.len());
         let end = start + tokens;
-        batch.token_ids.extend_from_slice(&seq.tokens[start..end]);
+        let known = end.min(seq.tokens.len());
+        batch.token_ids.extend_from_slice(&seq.tokens[start..known]);
+        batch.token_ids.resize(first_row + tokens, 0);
         for position in start..end {
             let block = seq.blocks[position / block_size].id;
             batch.positions.push(position as u32);
@@ -153,10 +179,13 @@ impl Scheduler {
             rows: first_row..batch.token_ids.len(),
             first_position: start,
             blocks: first_block..batch.block_tables.len(),
-            samples: end == seq.tokens.len(),
+            samples: end == seq.num_expected_tokens(),
+            awaits: known < end,
             num_recomputed: seq.max_computed_tokens.min(end).saturating_sub(start),
         });
-        seq.num_scheduled_tokens = tokens;
+        seq.num_awaited_tokens += usize::from(end == seq.num_expected_tokens());
+        seq.num_scheduled_tokens += tokens;
+        seq.last_plan = self.plans;
     }
 }
 
