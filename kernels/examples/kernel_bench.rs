@@ -7,8 +7,8 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use moetrail_kernels::{
-    AttentionCall, AttentionShape, Form, KvPool, PackedExperts, PackedMatrix, QkvCall, RopeTable, RouterConfig,
-    SeqSpan, WeightDtype, WeightFormat, experts_rows, linear, pool, rms_norm_rows, select,
+    AttentionCall, AttentionShape, ExpertMatrix, Form, KvPool, PackedExperts, PackedMatrix, QkvCall, RopeTable,
+    RouterConfig, SeqSpan, WeightDtype, WeightFormat, experts_rows, linear, pool, rms_norm_rows, select,
 };
 
 const HIDDEN: usize = 1024;
@@ -150,9 +150,9 @@ fn experts(form: Form, format: WeightFormat, limits: (f64, f64)) {
             let values: Vec<u8> = (0..HIDDEN * INTER).flat_map(|i| ((i % 13) as f32 * 0.01).to_le_bytes()).collect();
             for expert in 0..EXPERTS {
                 let view = |rows, cols| moetrail_kernels::WeightView::row_major(&values, WeightDtype::F32, rows, cols);
-                builder.put_gate(expert, view(INTER, HIDDEN)).expect("the view fits");
-                builder.put_up(expert, view(INTER, HIDDEN)).expect("the view fits");
-                builder.put_down(expert, view(HIDDEN, INTER)).expect("the view fits");
+                builder.put(expert, ExpertMatrix::Gate, view(INTER, HIDDEN)).expect("the view fits");
+                builder.put(expert, ExpertMatrix::Up, view(INTER, HIDDEN)).expect("the view fits");
+                builder.put(expert, ExpertMatrix::Down, view(HIDDEN, INTER)).expect("the view fits");
             }
             builder.finish()
         })

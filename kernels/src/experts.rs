@@ -16,6 +16,17 @@ pub struct PackedExperts {
     shape: ExpertsShape,
 }
 
+/// A matrix of an expert.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExpertMatrix {
+    /// `[inter, hidden]`.
+    Gate,
+    /// `[inter, hidden]`.
+    Up,
+    /// `[hidden, inter]`.
+    Down,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct ExpertsShape {
     num_experts: usize,
@@ -93,23 +104,27 @@ pub struct PackedExpertsBuilder {
 }
 
 impl PackedExpertsBuilder {
-    /// Packs an expert's gate weights `[inter, hidden]`.
-    pub fn put_gate<'r>(&mut self, expert: usize, rows: impl Into<WeightRows<'r>>) -> Result<(), KernelError> {
-        self.put_inner(expert, rows.into(), 0)
-    }
-
-    /// Packs an expert's up weights `[inter, hidden]`.
-    pub fn put_up<'r>(&mut self, expert: usize, rows: impl Into<WeightRows<'r>>) -> Result<(), KernelError> {
-        self.put_inner(expert, rows.into(), 1)
-    }
-
-    /// Packs an expert's down weights `[hidden, inter]`.
-    pub fn put_down<'r>(&mut self, expert: usize, rows: impl Into<WeightRows<'r>>) -> Result<(), KernelError> {
-        let rows = rows.into();
-        self.check(expert, &rows, self.down.format(), [self.shape.hidden, self.shape.inter])?;
-        let first = expert * self.shape.hidden.div_ceil(PANEL);
-        let count = self.shape.hidden;
-        self.down.put_panels(count.div_ceil(PANEL), |index| part(first + index, index, count), rows);
+    /// Packs a matrix of an expert.
+    pub fn put<'r>(
+        &mut self,
+        expert: usize,
+        matrix: ExpertMatrix,
+        rows: impl Into<WeightRows<'r>>,
+    ) -> Result<(), KernelError> {
+        const OP: &str = "put experts";
+        let (rows, ExpertsShape { num_experts, hidden, inter }) = (rows.into(), self.shape);
+        // An expert's rows go into every `step`th panel, the first of them `skipped` panels from where it starts.
+        let (to, [count, width], step, skipped) = match matrix {
+            ExpertMatrix::Gate => (&mut self.gate_up, [inter, hidden], 2, 0),
+            ExpertMatrix::Up => (&mut self.gate_up, [inter, hidden], 2, 1),
+            ExpertMatrix::Down => (&mut self.down, [hidden, inter], 1, 0),
+        };
+        rows.check(to.format())?;
+        check_index(OP, "expert", expert, num_experts)?;
+        check_shape(OP, "weight", &rows.shape(), &[count, width])?;
+        let panels = count.div_ceil(PANEL);
+        let panel = |index| (expert * panels + index) * step + skipped;
+        to.put_panels(panels, |index| part(panel(index), index, count), rows);
         Ok(())
     }
 
@@ -121,27 +136,6 @@ impl PackedExpertsBuilder {
     /// The packed experts.
     pub fn finish(self) -> PackedExperts {
         PackedExperts { gate_up: self.gate_up.finish(), down: self.down.finish(), shape: self.shape }
-    }
-
-    fn put_inner(&mut self, expert: usize, rows: WeightRows<'_>, which: usize) -> Result<(), KernelError> {
-        self.check(expert, &rows, self.gate_up.format(), [self.shape.inter, self.shape.hidden])?;
-        let count = self.shape.inter;
-        let panels = count.div_ceil(PANEL);
-        let panel = |index| (expert * panels + index) * 2 + which;
-        self.gate_up.put_panels(panels, |index| part(panel(index), index, count), rows);
-        Ok(())
-    }
-
-    fn check(
-        &self,
-        expert: usize,
-        rows: &WeightRows<'_>,
-        format: WeightFormat,
-        expected: [usize; 2],
-    ) -> Result<(), KernelError> {
-        rows.check(format)?;
-        check_index("put experts", "expert", expert, self.shape.num_experts)?;
-        check_shape("put experts", "weight", &rows.shape(), &expected)
     }
 }
 
@@ -165,12 +159,12 @@ mod tests {
         for e in 0..experts {
             let (gate, up, down) =
                 (bytes(e, inter * hidden), bytes(e + 10, inter * hidden), bytes(e + 20, inter * hidden));
-            builder.put_gate(e, WeightView::row_major(&gate, WeightDtype::F32, inter, hidden)).unwrap();
-            builder.put_up(e, WeightView::row_major(&up, WeightDtype::F32, inter, hidden)).unwrap();
-            builder.put_down(e, WeightView::row_major(&down, WeightDtype::F32, hidden, inter)).unwrap();
+            builder.put(e, ExpertMatrix::Gate, WeightView::row_major(&gate, WeightDtype::F32, inter, hidden)).unwrap();
+            builder.put(e, ExpertMatrix::Up, WeightView::row_major(&up, WeightDtype::F32, inter, hidden)).unwrap();
+            builder.put(e, ExpertMatrix::Down, WeightView::row_major(&down, WeightDtype::F32, hidden, inter)).unwrap();
         }
-        builder.put_down(3, WeightView::row_major(&bytes(0, 1), WeightDtype::F32, 1, 1)).unwrap_err();
-        builder.put_down(0, WeightView::row_major(&bytes(0, 1), WeightDtype::F32, 1, 1)).unwrap_err();
+        builder.put(3, ExpertMatrix::Down, WeightView::row_major(&bytes(0, 1), WeightDtype::F32, 1, 1)).unwrap_err();
+        builder.put(0, ExpertMatrix::Down, WeightView::row_major(&bytes(0, 1), WeightDtype::F32, 1, 1)).unwrap_err();
         let packed = builder.finish();
         let mut row = vec![0.0; hidden];
         for e in 0..experts {

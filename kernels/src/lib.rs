@@ -49,7 +49,7 @@ pub use attention::{AttentionCall, AttentionShape, SeqSpan, paged_attention};
 pub use blocks::BlockRows;
 pub use error::KernelError;
 pub use expert_ffn::{expert_ffn, experts_rows};
-pub use experts::{PackedExperts, PackedExpertsBuilder};
+pub use experts::{ExpertMatrix, PackedExperts, PackedExpertsBuilder};
 pub use form::Form;
 pub use format::WeightFormat;
 pub use kv::{KvPool, LayerKv};

@@ -7,7 +7,7 @@
 //! stacked           gate, up [experts, inter, hidden], down [experts, hidden, inter]        GGUF
 //! ```
 
-use moetrail_kernels::{WeightDtype, WeightFormat, WeightView};
+use moetrail_kernels::{ExpertMatrix, WeightDtype, WeightFormat, WeightView};
 
 use crate::backend::{Backend, PutExperts};
 use crate::config::ModelConfig;
@@ -56,9 +56,9 @@ fn load_stacked<B: Backend>(
     let (mut experts, formats) = builder(loader, config, &[&gate, &up], &[&down])?;
     let [gate_up_format, down_format] = formats;
     for expert in 0..count {
-        gate.rows(expert * inter, inter, hidden, gate_up_format, |rows| experts.put_gate(expert, rows))?;
-        up.rows(expert * inter, inter, hidden, gate_up_format, |rows| experts.put_up(expert, rows))?;
-        down.rows(expert * hidden, hidden, inter, down_format, |rows| experts.put_down(expert, rows))?;
+        gate.rows(expert * inter, inter, hidden, gate_up_format, |rows| experts.put(expert, ExpertMatrix::Gate, rows))?;
+        up.rows(expert * inter, inter, hidden, gate_up_format, |rows| experts.put(expert, ExpertMatrix::Up, rows))?;
+        down.rows(expert * hidden, hidden, inter, down_format, |rows| experts.put(expert, ExpertMatrix::Down, rows))?;
         for tensor in [&gate, &up, &down] {
             let size = tensor.stored.bytes().len() / count;
             loader.done(tensor, expert * size..(expert + 1) * size);
@@ -87,9 +87,9 @@ fn load_each<B: Backend>(
     let (mut experts, formats) = builder(loader, config, &inner, &outer)?;
     let [gate_up_format, down_format] = formats;
     for (expert, [gate, up, down]) in tensors.iter().enumerate() {
-        gate.rows(0, inter, hidden, gate_up_format, |rows| experts.put_gate(expert, rows))?;
-        up.rows(0, inter, hidden, gate_up_format, |rows| experts.put_up(expert, rows))?;
-        down.rows(0, hidden, inter, down_format, |rows| experts.put_down(expert, rows))?;
+        gate.rows(0, inter, hidden, gate_up_format, |rows| experts.put(expert, ExpertMatrix::Gate, rows))?;
+        up.rows(0, inter, hidden, gate_up_format, |rows| experts.put(expert, ExpertMatrix::Up, rows))?;
+        down.rows(0, hidden, inter, down_format, |rows| experts.put(expert, ExpertMatrix::Down, rows))?;
         for tensor in [gate, up, down] {
             loader.done(tensor, 0..tensor.stored.bytes().len());
         }
@@ -121,10 +121,10 @@ fn load_fused<B: Backend>(
     for expert in 0..count {
         let gate = part(&gate_up, gate_up_dtype, expert, (2 * inter, hidden), (0, inter), turned);
         let up = part(&gate_up, gate_up_dtype, expert, (2 * inter, hidden), (inter, inter), turned);
-        experts.put_gate(expert, gate.into()).map_err(|source| gate_up.pack_error(source))?;
-        experts.put_up(expert, up.into()).map_err(|source| gate_up.pack_error(source))?;
+        experts.put(expert, ExpertMatrix::Gate, gate.into()).map_err(|source| gate_up.pack_error(source))?;
+        experts.put(expert, ExpertMatrix::Up, up.into()).map_err(|source| gate_up.pack_error(source))?;
         let outer = part(&down, down_dtype, expert, (hidden, inter), (0, hidden), turned);
-        experts.put_down(expert, outer.into()).map_err(|source| down.pack_error(source))?;
+        experts.put(expert, ExpertMatrix::Down, outer.into()).map_err(|source| down.pack_error(source))?;
         for tensor in [&gate_up, &down] {
             let size = tensor.stored.bytes().len() / count;
             loader.done(tensor, expert * size..(expert + 1) * size);

@@ -1,5 +1,6 @@
 //! The experts' networks of a layer.
 
+use moetrail_kernels::ExpertMatrix;
 use moetrail_kernels::gpu::{DeviceBuffer, DeviceExperts, expert_ffn};
 
 use crate::bench::{BF16, Bench, Result, Work, view};
@@ -11,9 +12,9 @@ impl Bench {
         let mut builder = DeviceExperts::builder(self.gpu(), count, hidden, inter, BF16)?;
         let (inner, down) = (self.noise(inter * hidden), self.noise(hidden * inter));
         for expert in 0..count {
-            builder.put_gate(expert, view(&inner, inter, hidden))?;
-            builder.put_up(expert, view(&inner, inter, hidden))?;
-            builder.put_down(expert, view(&down, hidden, inter))?;
+            builder.put(expert, ExpertMatrix::Gate, view(&inner, inter, hidden))?;
+            builder.put(expert, ExpertMatrix::Up, view(&inner, inter, hidden))?;
+            builder.put(expert, ExpertMatrix::Down, view(&down, hidden, inter))?;
         }
         let experts = builder.finish();
         for &n in expert_rows {

@@ -1,6 +1,7 @@
 use std::sync::Arc;
 
 use crate::error::{KernelError, check_index, check_shape};
+use crate::experts::ExpertMatrix;
 use crate::gpu::linear::PANEL;
 use crate::gpu::matrix::pack;
 use crate::gpu::rows::ROW_PAD;
@@ -104,45 +105,25 @@ pub struct DeviceExpertsBuilder {
 }
 
 impl DeviceExpertsBuilder {
-    /// Packs an expert's gate weights `[inter, hidden]`.
-    pub fn put_gate<'r>(&mut self, expert: usize, rows: impl Into<WeightRows<'r>>) -> Result<(), KernelError> {
-        self.put_inner(expert, rows.into(), 0)
-    }
-
-    /// Packs an expert's up weights `[inter, hidden]`.
-    pub fn put_up<'r>(&mut self, expert: usize, rows: impl Into<WeightRows<'r>>) -> Result<(), KernelError> {
-        self.put_inner(expert, rows.into(), 1)
-    }
-
-    /// Packs an expert's down weights `[hidden, inter]`.
-    pub fn put_down<'r>(&mut self, expert: usize, rows: impl Into<WeightRows<'r>>) -> Result<(), KernelError> {
-        let shape = self.experts.shape;
-        let to = self.experts.down().at(expert * shape.down_bytes());
-        self.put(expert, rows.into(), [shape.hidden, shape.inter], to, 1)
-    }
-
-    /// The experts.
-    pub fn finish(self) -> DeviceExperts {
-        self.experts
-    }
-
-    fn put_inner(&mut self, expert: usize, rows: WeightRows<'_>, which: usize) -> Result<(), KernelError> {
-        let shape = self.experts.shape;
-        let first = expert * 2 * shape.inner_bytes() + which * shape.panel_bytes(shape.hidden);
-        self.put(expert, rows, [shape.inter, shape.hidden], self.experts.gate_up().at(first), 2)
-    }
-
-    /// Packs rows into every `step`th panel from `to` on.
-    fn put(
+    /// Packs a matrix of an expert.
+    pub fn put<'r>(
         &mut self,
         expert: usize,
-        rows: WeightRows<'_>,
-        expected: [usize; 2],
-        to: Address,
-        step: usize,
+        matrix: ExpertMatrix,
+        rows: impl Into<WeightRows<'r>>,
     ) -> Result<(), KernelError> {
         const OP: &str = "put experts";
-        let shape = self.experts.shape;
+        let (rows, shape) = (rows.into(), self.experts.shape);
+        let inner = |which: usize| {
+            let first = expert * 2 * shape.inner_bytes() + which * shape.panel_bytes(shape.hidden);
+            ([shape.inter, shape.hidden], self.experts.gate_up().at(first), 2)
+        };
+        // Rows go into every `step`th panel from `to` on.
+        let (expected, to, step) = match matrix {
+            ExpertMatrix::Gate => inner(0),
+            ExpertMatrix::Up => inner(1),
+            ExpertMatrix::Down => ([shape.hidden, shape.inter], self.experts.down().at(expert * shape.down_bytes()), 1),
+        };
         let view = match rows {
             WeightRows::Float(view) => view,
             WeightRows::Blocks(blocks) => {
@@ -155,5 +136,10 @@ impl DeviceExpertsBuilder {
         // Rows twice as long, of which the first half is written: the panels between belong to the other matrix.
         let cols16 = step * expected[1].next_multiple_of(ROW_PAD) / 16;
         pack(&self.gpu, to, 0, view, shape.dtype, cols16).map_err(KernelError::Gpu)
+    }
+
+    /// The experts.
+    pub fn finish(self) -> DeviceExperts {
+        self.experts
     }
 }

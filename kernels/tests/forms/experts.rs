@@ -1,4 +1,6 @@
-use moetrail_kernels::{Form, PackedExperts, WeightDtype, WeightFormat, WeightView, experts_rows, reference};
+use moetrail_kernels::{
+    ExpertMatrix, Form, PackedExperts, WeightDtype, WeightFormat, WeightView, experts_rows, reference,
+};
 use proptest::prelude::*;
 
 use crate::rows::{assert_close, check_rows, pick};
@@ -62,13 +64,13 @@ fn packed(toss: &mut Toss, hidden: usize, inter: usize, experts: usize, formats:
     let [gate_up, down] = formats;
     let mut builder = PackedExperts::builder(experts, hidden, inter, gate_up, down);
     for expert in 0..experts {
-        toss.stored(inter, hidden, gate_up).with(|rows| builder.put_gate(expert, rows)).unwrap();
+        toss.stored(inter, hidden, gate_up).with(|rows| builder.put(expert, ExpertMatrix::Gate, rows)).unwrap();
         // Stacked checkpoints hold the transposed weights.
         let up = toss.stored(inter, hidden, gate_up);
         let turned = WeightView::transposed(&up.bytes, WeightDtype::F32, inter, hidden);
         let floats = ggml_type(gate_up).is_none();
-        up.with(|rows| builder.put_up(expert, if floats { turned.into() } else { rows })).unwrap();
-        toss.stored(hidden, inter, down).with(|rows| builder.put_down(expert, rows)).unwrap();
+        up.with(|rows| builder.put(expert, ExpertMatrix::Up, if floats { turned.into() } else { rows })).unwrap();
+        toss.stored(hidden, inter, down).with(|rows| builder.put(expert, ExpertMatrix::Down, rows)).unwrap();
     }
     builder.finish()
 }

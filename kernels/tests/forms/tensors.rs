@@ -2,8 +2,8 @@
 
 use candle_core::{DType, Device, Tensor};
 use moetrail_kernels::{
-    AttentionShape, Form, KvPool, Linear, PackedExperts, RopeTable, Routing, RowMarks, SeqSpan, WeightDtype,
-    WeightView, embedding, expert_ffn, linear, paged_attention, qkv_rope_store, rms_norm, silu_and_mul,
+    AttentionShape, ExpertMatrix, Form, KvPool, Linear, PackedExperts, RopeTable, Routing, RowMarks, SeqSpan,
+    WeightDtype, WeightView, embedding, expert_ffn, linear, paged_attention, qkv_rope_store, rms_norm, silu_and_mul,
 };
 
 use crate::rows::assert_bits;
@@ -82,7 +82,7 @@ fn a_batch_without_rows_gives_no_rows() {
     let experts = {
         let mut builder = PackedExperts::builder(1, 4, 2, WeightDtype::F32, WeightDtype::F32);
         let bytes = le_bytes(&[1.0; 8]);
-        builder.put_gate(0, WeightView::row_major(&bytes, WeightDtype::F32, 2, 4)).unwrap();
+        builder.put(0, ExpertMatrix::Gate, WeightView::row_major(&bytes, WeightDtype::F32, 2, 4)).unwrap();
         builder.finish()
     };
     let empty = |width: usize, dtype| Tensor::zeros((0, width), dtype, &Device::Cpu).unwrap();

@@ -1,5 +1,5 @@
 use moetrail_kernels::gpu::{Arena, DeviceBuffer, DeviceExperts, ExpertTiling, Gpu, expert_ffn, expert_ffn_tiled};
-use moetrail_kernels::{PackedExperts, WeightDtype, WeightView, reference};
+use moetrail_kernels::{ExpertMatrix, PackedExperts, WeightDtype, WeightView, reference};
 use proptest::prelude::*;
 
 use crate::device::{assert_close, gpu, half_ulp, is_cuda, operand_of, round, wgmma_gpu};
@@ -37,12 +37,12 @@ impl Layer {
             let gate = WeightView::row_major(&bytes[0], WeightDtype::F32, inter, hidden);
             let up = WeightView::row_major(&bytes[1], WeightDtype::F32, inter, hidden);
             let down = WeightView::row_major(&bytes[2], WeightDtype::F32, hidden, inter);
-            device.put_gate(expert, gate).unwrap();
-            device.put_up(expert, up).unwrap();
-            device.put_down(expert, down).unwrap();
-            host.put_gate(expert, gate).unwrap();
-            host.put_up(expert, up).unwrap();
-            host.put_down(expert, down).unwrap();
+            device.put(expert, ExpertMatrix::Gate, gate).unwrap();
+            device.put(expert, ExpertMatrix::Up, up).unwrap();
+            device.put(expert, ExpertMatrix::Down, down).unwrap();
+            host.put(expert, ExpertMatrix::Gate, gate).unwrap();
+            host.put(expert, ExpertMatrix::Up, up).unwrap();
+            host.put(expert, ExpertMatrix::Down, down).unwrap();
             values.push(parts);
         }
         Layer { shape, device: device.finish(), host: host.finish(), values }
@@ -304,9 +304,9 @@ fn other_shapes_are_refused() {
     let mut builder = DeviceExperts::builder(&gpu, 2, 40, 3, WeightDtype::BF16).unwrap();
     let bytes = vec![0u8; 40 * 3 * 4];
     let view = |rows, cols| WeightView::row_major(&bytes, WeightDtype::F32, rows, cols);
-    builder.put_gate(1, view(3, 40)).unwrap();
-    assert!(builder.put_up(2, view(3, 40)).unwrap_err().to_string().contains("expert 2 is not below 2"));
-    let error = builder.put_down(1, view(3, 40)).unwrap_err().to_string();
+    builder.put(1, ExpertMatrix::Gate, view(3, 40)).unwrap();
+    assert!(builder.put(2, ExpertMatrix::Up, view(3, 40)).unwrap_err().to_string().contains("expert 2 is not below 2"));
+    let error = builder.put(1, ExpertMatrix::Down, view(3, 40)).unwrap_err().to_string();
     assert!(error.contains("put experts: weight is [3, 40], expected [40, 3]"), "{error}");
     let experts = builder.finish();
     // Gate and up: a panel of 64 columns each; down: 3 panels of 32.

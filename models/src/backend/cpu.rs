@@ -2,9 +2,9 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 use moetrail_kernels::{
-    KvPool, Linear, PackedExperts, PackedExpertsBuilder, PackedMatrix, PackedMatrixBuilder, QkNorm, RingCells,
-    RingWrite, RopeTable, RouterConfig, RouterWeight, Routing, WeightDtype, WeightFormat, WeightRows, WeightView,
-    add_rms_norm, embedding, expert_ffn, paged_attention, qkv_rope_store, rms_norm, route, silu_and_mul,
+    ExpertMatrix, KvPool, Linear, PackedExperts, PackedExpertsBuilder, PackedMatrix, PackedMatrixBuilder, QkNorm,
+    RingCells, RingWrite, RopeTable, RouterConfig, RouterWeight, Routing, WeightDtype, WeightFormat, WeightRows,
+    WeightView, add_rms_norm, embedding, expert_ffn, paged_attention, qkv_rope_store, rms_norm, route, silu_and_mul,
 };
 
 use crate::backend::{AttentionOf, Backend, KernelResult, LayerCache, PutExperts, PutRows, Residual};
@@ -216,16 +216,8 @@ impl PutRows for PackedMatrixBuilder {
 impl PutExperts for PackedExpertsBuilder {
     type Packed = PackedExperts;
 
-    fn put_gate(&mut self, expert: usize, rows: WeightRows<'_>) -> KernelResult<()> {
-        PackedExpertsBuilder::put_gate(self, expert, rows)
-    }
-
-    fn put_up(&mut self, expert: usize, rows: WeightRows<'_>) -> KernelResult<()> {
-        PackedExpertsBuilder::put_up(self, expert, rows)
-    }
-
-    fn put_down(&mut self, expert: usize, rows: WeightRows<'_>) -> KernelResult<()> {
-        PackedExpertsBuilder::put_down(self, expert, rows)
+    fn put(&mut self, expert: usize, matrix: ExpertMatrix, rows: WeightRows<'_>) -> KernelResult<()> {
+        PackedExpertsBuilder::put(self, expert, matrix, rows)
     }
 
     fn finish(self) -> PackedExperts {

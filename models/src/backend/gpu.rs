@@ -5,7 +5,9 @@ use moetrail_kernels::gpu::{
     DeviceMatrixBuilder, DeviceQkNorm, DeviceReplay, DeviceRing, DeviceRingWrite, DeviceRope, DeviceRouter,
     DeviceRouterConfig, DeviceRouting, DeviceRows, Gpu, Upload,
 };
-use moetrail_kernels::{QkNorm, RopeTable, RouterConfig, WeightDtype, WeightFormat, WeightRows, WeightView};
+use moetrail_kernels::{
+    ExpertMatrix, QkNorm, RopeTable, RouterConfig, WeightDtype, WeightFormat, WeightRows, WeightView,
+};
 
 use crate::backend::gpu_step::GpuStep;
 use crate::backend::recordings::Recordings;
@@ -237,16 +239,8 @@ impl PutRows for DeviceMatrixBuilder {
 impl PutExperts for DeviceExpertsBuilder {
     type Packed = DeviceExperts;
 
-    fn put_gate(&mut self, expert: usize, rows: WeightRows<'_>) -> KernelResult<()> {
-        DeviceExpertsBuilder::put_gate(self, expert, rows)
-    }
-
-    fn put_up(&mut self, expert: usize, rows: WeightRows<'_>) -> KernelResult<()> {
-        DeviceExpertsBuilder::put_up(self, expert, rows)
-    }
-
-    fn put_down(&mut self, expert: usize, rows: WeightRows<'_>) -> KernelResult<()> {
-        DeviceExpertsBuilder::put_down(self, expert, rows)
+    fn put(&mut self, expert: usize, matrix: ExpertMatrix, rows: WeightRows<'_>) -> KernelResult<()> {
+        DeviceExpertsBuilder::put(self, expert, matrix, rows)
     }
 
     fn finish(self) -> DeviceExperts {

@@ -9,7 +9,8 @@ mod sample;
 use std::fmt;
 
 use moetrail_kernels::{
-    AttentionShape, KernelError, QkNorm, RopeTable, RouterConfig, WeightDtype, WeightFormat, WeightRows, WeightView,
+    AttentionShape, ExpertMatrix, KernelError, QkNorm, RopeTable, RouterConfig, WeightDtype, WeightFormat, WeightRows,
+    WeightView,
 };
 
 use crate::config::ModelConfig;
@@ -120,9 +121,7 @@ pub(crate) trait PutRows {
 /// Experts while their matrices come: gate and up `[inter, hidden]`, down `[hidden, inter]`.
 pub(crate) trait PutExperts {
     type Packed;
-    fn put_gate(&mut self, expert: usize, rows: WeightRows<'_>) -> KernelResult<()>;
-    fn put_up(&mut self, expert: usize, rows: WeightRows<'_>) -> KernelResult<()>;
-    fn put_down(&mut self, expert: usize, rows: WeightRows<'_>) -> KernelResult<()>;
+    fn put(&mut self, expert: usize, matrix: ExpertMatrix, rows: WeightRows<'_>) -> KernelResult<()>;
     fn finish(self) -> Self::Packed;
 }
 
