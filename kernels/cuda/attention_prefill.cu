@@ -190,8 +190,8 @@ __device__ __forceinline__ void attend_rows(T* out, float* merged, const T* q, c
                                                              head_dim, ld, block_size, magic, shift, scale, window);   \
   }                                                                                                                    \
   EXPORT_KERNEL(attention_prefill_##suffix##_##HD)
-// As `prefill_layout` in `plan.rs` says. Wide heads fill all registers; at most six words that a thread touches once a tile
-// lie in local memory.
+// As `prefill_layout` in `plan/layout.rs` says. Wide heads fill all registers; at most six words that a thread touches once
+// a tile lie in local memory.
 #define FOR_TYPE(T, suffix)                \
   KERNEL(T, suffix, 32, 2, 4, false)    \
   KERNEL(T, suffix, 64, 2, 4, false)    \

@@ -1,4 +1,13 @@
+mod bucket;
+mod draft;
+mod layout;
+
 use std::cmp::Reverse;
+
+use bucket::most_splits;
+pub use bucket::{ATTENTION_SPLIT, DecodeBucket, attention_splits};
+use draft::Draft;
+pub(crate) use layout::{padded_head, prefill_layout, tile_bytes};
 
 use crate::attention::{AttentionShape, SeqSpan};
 use crate::error::{KernelError, check_index, check_shape};
@@ -7,12 +16,6 @@ use crate::gpu::rows::int;
 use crate::weights::WeightDtype;
 
 const OP: &str = "paged_attention";
-
-/// Key positions whose state is computed by itself (`SPLIT` in `kernels/cuda/attention.cuh`).
-pub const ATTENTION_SPLIT: usize = 512;
-
-/// Key positions that are multiplied at once (`TILE` there).
-const TILE: usize = 64;
 
 /// (Row, head) pairs of a warp.
 const WARP_PAIRS: usize = 16;
@@ -79,48 +82,6 @@ impl PlannedShape {
             dtype: kv.dtype(),
         }
     }
-}
-
-/// What the launches of a step of single rows may depend on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct DecodeBucket {
-    /// Rows, with those that pad the batch.
-    pub seqs: usize,
-    /// No context is longer; block tables have room for it.
-    pub context: usize,
-    /// No more splits over all sequences ([`attention_splits`]), each padded row taking one.
-    pub splits: usize,
-}
-
-impl DecodeBucket {
-    /// Room for `seqs` contexts of `context` keys each.
-    pub fn new(shape: &AttentionShape, seqs: usize, context: usize) -> DecodeBucket {
-        DecodeBucket { seqs, context, splits: seqs * most_splits(shape, context) }
-    }
-}
-
-/// Splits that a single row after `context - 1` others looks into.
-pub fn attention_splits(shape: &AttentionShape, context: usize) -> usize {
-    let last = context.max(1) - 1;
-    last / ATTENTION_SPLIT - shape.first_visible(last) / ATTENTION_SPLIT + 1
-}
-
-/// Most splits that a single row looks into in contexts up to this one.
-fn most_splits(shape: &AttentionShape, context: usize) -> usize {
-    let all = context.div_ceil(ATTENTION_SPLIT).max(1);
-    let seen = |window: usize| (window.max(1) + ATTENTION_SPLIT - 2) / ATTENTION_SPLIT + 1;
-    shape.window.map_or(all, |window| all.min(seen(window)))
-}
-
-/// An item before its block table has a place.
-struct Draft {
-    first_row: usize,
-    rows: usize,
-    first_position: usize,
-    seq: usize,
-    first_pair: usize,
-    first_split: usize,
-    splits: usize,
 }
 
 impl AttentionPlan {
@@ -289,76 +250,12 @@ impl AttentionPlan {
     }
 }
 
-impl Draft {
-    /// `count` pairs of a sequence from `first_pair`.
-    fn new(shape: &AttentionShape, seq: &SeqSpan<'_>, index: usize, first_pair: usize, count: usize) -> Draft {
-        let first_position = seq.first_position as usize;
-        let [low, high] = positions(shape, seq.rows.len(), first_position, first_pair, count);
-        let first_split = shape.first_visible(low) / ATTENTION_SPLIT;
-        Draft {
-            first_row: seq.rows.start,
-            rows: seq.rows.len(),
-            first_position,
-            seq: index,
-            first_pair,
-            first_split,
-            splits: high / ATTENTION_SPLIT - first_split + 1,
-        }
-    }
-
-    /// Tiles of keys that its `count` pairs look into.
-    fn keys(&self, shape: &AttentionShape, count: usize) -> usize {
-        let [low, high] = positions(shape, self.rows, self.first_position, self.first_pair, count);
-        high / TILE - shape.first_visible(low) / TILE
-    }
-}
-
-/// Positions of the first and the last of some pairs.
-fn positions(
-    shape: &AttentionShape,
-    rows: usize,
-    first_position: usize,
-    first_pair: usize,
-    count: usize,
-) -> [usize; 2] {
-    let group = shape.group();
-    let end = (first_pair + count).min(rows * group);
-    [first_position + first_pair / group, first_position + (end - 1) / group]
-}
-
 /// The blocks that hold a sequence up to its last row.
 fn used_table<'a>(seq: &SeqSpan<'a>, block_size: usize) -> &'a [u32] {
     match seq.rows.len() {
         0 => &[],
         len => &seq.block_table[..(seq.first_position as usize + len).div_ceil(block_size)],
     }
-}
-
-/// The width that the tensor cores' kernels take for a head, if they do.
-pub(crate) fn padded_head(shape: &AttentionShape, kv: &DeviceKv) -> Option<usize> {
-    let width = [32, 64, 128, 256].into_iter().find(|width| shape.head_dim <= *width)?;
-    (kv.dtype() != WeightDtype::F32 && shape.head_dim.is_multiple_of(8) && shape.head_dim > 0).then_some(width)
-}
-
-/// Bytes of the keys or values of a tile.
-pub(crate) fn tile_bytes(width: usize) -> usize {
-    TILE * width * 2
-}
-
-/// A block that attends whole contexts, as the kernels for heads of a width were instantiated.
-pub(crate) struct PrefillLayout {
-    /// (Row, head) pairs.
-    pub(crate) pairs: usize,
-    /// Bytes of shared memory: tiles; of wide heads the queries and each thread's maxima and sums.
-    pub(crate) shared: usize,
-    /// Bytes of the state of earlier splits.
-    pub(crate) merged: usize,
-}
-
-pub(crate) fn prefill_layout(width: usize) -> PrefillLayout {
-    let pairs = if width <= 128 { 128 } else { 64 };
-    let shared = if width < 128 { 4 * tile_bytes(width) } else { 2 * tile_bytes(width) + pairs * (2 * width + 32) };
-    PrefillLayout { pairs, shared, merged: pairs * 32 * (width / 8 + 1) }
 }
 
 fn check(shape: &AttentionShape, kv: &DeviceKv, seqs: &[SeqSpan<'_>]) -> Result<(), KernelError> {
