@@ -3,6 +3,9 @@
 //! Random loads run on random pools; tokens, log-probabilities and rows of every request must equal, bit for bit, those
 //! of the same request alone on a roomy engine without prefix cache. The counters must be exact, too.
 
+mod load;
+mod outcome;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -10,141 +13,15 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use moetrail_kernels::gpu::Gpu;
 use moetrail_models::{Checkpoint, DtypeChoice};
-use moetrail_routes::ExpertRows;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngSeed, TestCaseError, TestRunner};
 
+pub(crate) use load::load;
+use load::{Arrival, Load, MODELS};
+use outcome::Outcome;
+
 use crate::fault::Fault;
-use crate::{
-    Engine, EngineConfig, EngineHandle, Event, EventStream, GenerateRequest, PauseMode, ReprefillRouting,
-    SamplingParams, TokenLogprobs,
-};
-
-const MODELS: [&str; 4] = ["qwen3_moe-a", "qwen3_moe-b", "olmoe-b", "mixtral-b"];
-
-/// `(id, bits of the log-probability, rank, bits of the alternatives)`.
-type LogprobBits = (u32, u32, u32, Vec<(u32, u32)>);
-
-/// What a client sees of one choice, bit for bit.
-#[derive(Debug, Clone, PartialEq, Default)]
-struct Seen {
-    tokens: Vec<u32>,
-    logprobs: Vec<LogprobBits>,
-    rows: Option<Result<(usize, Vec<u8>), String>>,
-    finish: Option<&'static str>,
-    row_bytes: usize,
-}
-
-impl Seen {
-    /// Adds the rows of a chunk, which follow those of the chunk before.
-    fn add_rows(&mut self, rows: &ExpertRows) {
-        self.row_bytes = rows.layout().row_bytes();
-        let (start, data) = match self.rows.get_or_insert_with(|| Ok((rows.start(), Vec::new()))) {
-            Ok(seen) => seen,
-            Err(error) => panic!("rows after {error}"),
-        };
-        assert_eq!(*start + data.len() / self.row_bytes, rows.start(), "chunks of rows leave no gap");
-        data.extend_from_slice(rows.data());
-    }
-}
-
-#[derive(Debug, Clone, Default)]
-struct Outcome {
-    prompt_logprobs: Vec<(u32, u32)>,
-    choices: BTreeMap<usize, Seen>,
-    failed: Option<String>,
-    /// Choices under which computed state was dropped.
-    recomputed: usize,
-}
-
-impl PartialEq for Outcome {
-    /// What was dropped on the way does not show.
-    fn eq(&self, other: &Self) -> bool {
-        (&self.prompt_logprobs, &self.choices, &self.failed) == (&other.prompt_logprobs, &other.choices, &other.failed)
-    }
-}
-
-fn bits(entry: &TokenLogprobs) -> LogprobBits {
-    let top = entry.top.iter().map(|(id, logprob)| (*id, logprob.to_bits())).collect();
-    (entry.token_id, entry.logprob.to_bits(), entry.rank, top)
-}
-
-impl Outcome {
-    fn take(&mut self, event: Event) {
-        match event {
-            Event::Prompt(prompt) => {
-                let entries = prompt.prompt_logprobs.unwrap_or_default();
-                self.prompt_logprobs = entries.iter().flatten().map(|e| (e.token_id, e.logprob.to_bits())).collect();
-            }
-            Event::Choice(delta) => {
-                let seen = self.choices.entry(delta.index).or_default();
-                seen.tokens.extend(delta.token_ids);
-                seen.logprobs.extend(delta.logprobs.iter().map(bits));
-                if let Some(rows) = delta.routed_experts {
-                    seen.add_rows(&rows);
-                }
-                if let Some(finish) = delta.finish {
-                    seen.finish = Some(finish.reason.as_str());
-                    match finish.routed_experts {
-                        Some(Ok(rows)) => seen.add_rows(&rows),
-                        Some(Err(error)) => seen.rows = Some(Err(error.to_string())),
-                        None => {}
-                    }
-                    if let (Some(versions), Some(Ok((start, data)))) = (finish.recomputed, &seen.rows) {
-                        // The stretches of the versions follow each other and cover the rows.
-                        let end = versions.iter().fold(*start, |end, next| {
-                            assert_eq!(next.span.start, end);
-                            next.span.end
-                        });
-                        assert_eq!(end - start, data.len() / seen.row_bytes.max(1));
-                        self.recomputed += 1;
-                    }
-                }
-            }
-            Event::Failed(error) => self.failed = Some(error.to_string()),
-        }
-    }
-}
-
-/// A request and when it comes.
-#[derive(Debug, Clone)]
-struct Arrival {
-    request: GenerateRequest,
-    /// After so many events of the request before it.
-    after_events: usize,
-    /// The next turn of the request before it: that prompt, what its last choice said, then this prompt.
-    next_turn: bool,
-    /// What an operator does just before.
-    order: Option<Order>,
-}
-
-#[derive(Debug, Clone, Copy)]
-enum Order {
-    Reset,
-    /// To the same weights under another version.
-    UpdateWeights,
-    /// `keep`, with or without a reset, and resume.
-    Pause {
-        clear_cache: bool,
-    },
-}
-
-impl Order {
-    fn carry_out(self, handle: &EngineHandle, model: &str) {
-        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
-        let done = runtime.block_on(async {
-            match self {
-                Self::Reset => handle.reset_prefix_cache().await,
-                Self::UpdateWeights => handle.update_weights(folder(model), None).await.map(drop),
-                Self::Pause { clear_cache } => {
-                    handle.pause(PauseMode::Keep, clear_cache).await?;
-                    handle.resume().await
-                }
-            }
-        });
-        done.expect("the order is carried out");
-    }
-}
+use crate::{Engine, EngineConfig, EngineHandle, EventStream, GenerateRequest};
 
 fn folder(model: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(model)
@@ -184,97 +61,6 @@ fn counter(handle: &EngineHandle, name: &str) -> u64 {
     let lines = text.lines().filter(|line| line.starts_with(&format!("{name}{{")));
     let values = lines.map(|line| line.rsplit(' ').next().and_then(|value| value.parse::<u64>().ok()));
     values.map(|value| value.expect("a counter is a number")).reduce(|a, b| a + b).expect("the counter exists")
-}
-
-prop_compose! {
-    fn request()(
-        family in 0u32..3,
-        prompt_len in prop_oneof![1usize..12, 12usize..70],
-        tail in prop::option::of(3u32..300),
-        n in prop_oneof![3 => Just(1usize), 1 => 2usize..4],
-        max_tokens in prop_oneof![1 => Just(0usize), 8 => 1usize..24],
-        sampled: bool,
-        seed in 0u64..4,
-        with_logprobs in prop::option::of(0usize..3),
-        with_prompt_logprobs in prop::option::weighted(0.15, Just(1usize)),
-        start in prop::option::weighted(0.85, 0.0f64..=1.0),
-        salt in prop::option::weighted(0.2, "[ab]"),
-        priority in -1i32..2,
-        penalised in prop::bool::weighted(0.2),
-        routed_experts_delta: bool,
-    ) -> GenerateRequest {
-        // Three families of prompts that share prefixes within the family.
-        let mut prompt: Vec<u32> = (0..prompt_len as u32).map(|i| 3 + (i * i * 7 + i * 13 + family * 101) % 300).collect();
-        if let (Some(last), Some(tail)) = (prompt.last_mut(), tail) {
-            *last = tail;
-        }
-        GenerateRequest {
-            prompt: prompt.into(),
-            sampling: SamplingParams {
-                n,
-                max_tokens,
-                temperature: if sampled { 1.0 } else { 0.0 },
-                top_k: if seed == 1 { 20 } else { 0 },
-                top_p: if seed == 2 { 0.9 } else { 1.0 },
-                seed: Some(seed),
-                repetition_penalty: if penalised { 1.3 } else { 1.0 },
-                logprobs: with_logprobs,
-                prompt_logprobs: with_prompt_logprobs,
-                detokenize: false,
-                ..SamplingParams::default()
-            },
-            priority,
-            cache_salt: salt,
-            routed_experts_start: start.map(|share| (share * prompt_len as f64) as usize),
-            routed_experts_delta,
-            ..GenerateRequest::default()
-        }
-    }
-}
-
-fn order() -> impl Strategy<Value = Order> {
-    prop_oneof![
-        Just(Order::Reset),
-        Just(Order::UpdateWeights),
-        any::<bool>().prop_map(|clear_cache| Order::Pause { clear_cache })
-    ]
-}
-
-#[derive(Debug, Clone)]
-pub(crate) struct Load {
-    model: &'static str,
-    arrivals: Vec<Arrival>,
-    spare_blocks: usize,
-    config: EngineConfig,
-}
-
-pub(crate) fn load() -> impl Strategy<Value = Load> {
-    let arrival = (request(), 0usize..6, prop::bool::weighted(0.3), prop::option::weighted(0.35, order()));
-    let swap_space = prop_oneof![Just(0usize), 1usize..1 << 20, Just(64 << 20)];
-    let routing = prop_oneof![Just(ReprefillRouting::Recompute), Just(ReprefillRouting::Replay)];
-    let limits = (
-        (0usize..MODELS.len(), 1usize..20, 0usize..6, 0usize..4, 4usize..80, prop::bool::weighted(0.75)),
-        (swap_space, routing),
-    );
-    (prop::collection::vec(arrival, 2..7), limits).prop_map(|(arrivals, limits)| {
-        let ((model, block_size, spare_blocks, extra_seqs, max_num_batched_tokens, enable_prefix_caching), limits) =
-            limits;
-        let (swap_space, reprefill_routing) = limits;
-        let arrival = |(request, after_events, next_turn, order)| Arrival { request, after_events, next_turn, order };
-        let arrivals: Vec<Arrival> = arrivals.into_iter().map(arrival).collect();
-        let widest = arrivals.iter().map(|a| a.request.sampling.n).max().unwrap_or(1);
-        let config = EngineConfig {
-            max_num_seqs: widest + extra_seqs,
-            max_num_batched_tokens,
-            block_size,
-            enable_prefix_caching,
-            swap_space,
-            reprefill_routing,
-            verify_reprefill: true,
-            ..EngineConfig::default()
-        };
-        Load { model: MODELS[model], arrivals, spare_blocks, config }
-    })
 }
 
 /// Runs every request alone, turn by turn, and writes the prompts of later turns.
