@@ -48,6 +48,9 @@ fn a_request_gives_the_same_bits_alone_and_in_any_company() {
     let Some(gpu) = moetrail_emulation::gpu(7, 1 << 30) else { return };
     let (alone, met) = (Alone::on(Some(gpu)), Met::default());
     runner(8).run(&load(), |load| check(&alone, &load, &met)).unwrap_or_else(|error| panic!("{error}"));
+    let ahead = met.ahead.into_inner();
+    println!("{ahead} steps were issued ahead");
+    assert!(ahead >= 60, "only {ahead} steps were issued ahead");
 }
 
 /// What was sampled has the same log-probabilities when it is scored as a prompt, and no logits cross for either, but

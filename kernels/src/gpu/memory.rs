@@ -179,27 +179,4 @@ impl Gpu {
         self.download(from, bytes_of_mut(&mut values))?;
         Ok(values)
     }
-
-    /// The values at several addresses, behind all that was issued to [`Stream::Compute`]: one wait for all.
-    pub fn read_all<T: Plain + Default>(&self, parts: &[(Address, usize)]) -> Result<Vec<Vec<T>>, GpuError> {
-        let staging = self.staging(parts.iter().map(|(_, len)| len * size_of::<T>()).sum())?;
-        let mut first = 0;
-        for (from, len) in parts.iter().filter(|(_, len)| *len > 0) {
-            let (from, bytes) = (Pitched { first: from.0, pitch: 0 }, len * size_of::<T>());
-            let to = Pitched { first: staging.address() + first as u64, pitch: 0 };
-            // SAFETY: as in `upload`.
-            unsafe { self.driver().copy(Stream::Compute, CopyKind::ToHost, to, from, bytes, 1)? };
-            first += bytes;
-        }
-        self.finish(Stream::Compute)?;
-        let mut rest = staging.bytes();
-        let values = parts.iter().map(|(_, len)| {
-            let mut values = vec![T::default(); *len];
-            let (own, after) = rest.split_at(len * size_of::<T>());
-            bytes_of_mut(&mut values).copy_from_slice(own);
-            rest = after;
-            values
-        });
-        Ok(values.collect())
-    }
 }

@@ -18,11 +18,13 @@ mod memory;
 mod norm;
 mod plan;
 mod qkv;
+mod readback;
 mod ring;
 mod router;
 mod rows;
 mod sample;
 mod staging;
+mod take_sampled;
 mod upload;
 
 use std::sync::{Arc, Mutex};
@@ -41,6 +43,7 @@ pub use memory::{DeviceBuffer, PinnedBuffer, Plain, bytes_of};
 pub use norm::{add_rms_norm, embedding, select_rows, silu_and_mul};
 pub use plan::{ATTENTION_SPLIT, AttentionLaunches, AttentionPlan, DecodeBucket, attention_splits};
 pub use qkv::{DeviceQkNorm, DeviceRope, qkv_rope_store};
+pub use readback::PendingWords;
 pub use ring::DeviceRing;
 pub use router::{
     DeviceReplay, DeviceRingWrite, DeviceRouter, DeviceRouterConfig, DeviceRouting, Scoring, route, select,
@@ -48,6 +51,7 @@ pub use router::{
 pub use rows::{DeviceRows, ROW_PAD};
 pub use sample::{DeviceSamples, SampleBatch, SampleParams, SampledToken, TokenLogprob, sample, sample_with_limits};
 pub use staging::{RowStaging, StagedRows};
+pub use take_sampled::take_sampled;
 pub use upload::Upload;
 
 use crate::weights::WeightDtype;
@@ -58,13 +62,15 @@ pub struct Gpu {
     driver: Arc<dyn Driver>,
     /// Pinned memory for copies that the caller waits for.
     staging: Arc<Mutex<Option<PinnedBuffer>>>,
+    /// Pinned memory for words that steps tell, while none do.
+    readback: Arc<Mutex<Vec<PinnedBuffer>>>,
     deterministic: bool,
 }
 
 impl Gpu {
     /// The device behind a driver.
     pub fn new(driver: Arc<dyn Driver>) -> Gpu {
-        Gpu { driver, staging: Arc::default(), deterministic: false }
+        Gpu { driver, staging: Arc::default(), readback: Arc::default(), deterministic: false }
     }
 
     /// The same device; with `true`, the bits of a row never depend on how many rows are computed with it. Hopper's
