@@ -101,24 +101,6 @@ __device__ __forceinline__ unsigned chunk_at(unsigned row, unsigned chunk) {
   return row * (HD / 8) + (HD == 32 ? chunk ^ (row / 2 % 4) : chunk ^ (row % 8));
 }
 
-// Starts to copy a tile of which some pair sees something; zeros where no pair looks, as what lies there may be NaN, and
-// beyond the head's elements. (No branches: where nothing is read, the address is that of a neighbour.)
-template <class T, unsigned HD>
-__device__ __forceinline__ void load_tile(T* to, const T* cache, unsigned tile, const Paging& paging, Visible visible) {
-  constexpr unsigned CHUNKS = HD / 8, ROWS = THREADS / CHUNKS;
-  static_assert(THREADS % CHUNKS == 0, "");
-  const unsigned thread = opaque(threadIdx.x), first = thread / CHUNKS, chunk = thread % CHUNKS;
-  const bool inside = chunk * 8 < paging.head_dim;
-  if (inside) cache += chunk * 8;
-#pragma unroll 8
-  for (unsigned i = 0; i < TILE / ROWS; i++) {
-    const unsigned row = i * ROWS + first, position = tile * TILE + row;
-    const unsigned near = min(max(position, visible.first), visible.end - 1);
-    const T* from = cache + size_t(paging.row(near)) * paging.head_dim;
-    cp_async16(to + chunk_at<HD>(row, chunk) * 8, from, inside && near == position);
-  }
-}
-
 // A row of queries as the first operand of mma, 16 elements from `col`: this lane's registers of rows g and g + 8, which
 // are null where there is no such pair.
 template <class T>

@@ -1,5 +1,5 @@
 // Paged attention of few rows over long contexts: a block takes up to 16 (row, head) pairs and one split of the context.
-#include "attention.cuh"
+#include "attention_stages.cuh"
 
 // Four warps share each tile: warp w scores its keys 16 w to 16 w + 15, and adds up elements 16 w, 16 (w + 4), ... of the
 // head, from the weights of all four. An entry of the plan is (item, split). The partial state of a pair is f32
@@ -38,20 +38,8 @@ __device__ __forceinline__ void attend_split(T* out, float* partial, const T* q,
 
   const unsigned first_tile = max(own.any.first / TILE, split * TILES_OF_SPLIT);
   const unsigned end_tile = min((own.any.end + TILE - 1) / TILE, (split + 1) * TILES_OF_SPLIT);
-  // Stages as in the kernel of whole contexts: keys and values in turn.
-  const auto load = [&](unsigned stage) {
-    if (stage < 2 * end_tile)
-      load_tile<T, HD>(tiles + stage % BUFFERS * TILE * HD, stage % 2 == 0 ? k : v, stage / 2, paging, own.any);
-    cp_async_commit();
-  };
-#pragma unroll
-  for (unsigned i = 0; i + 1 < BUFFERS; i++) load(2 * first_tile + i);
-  const auto next_stage = [&](unsigned stage) {
-    cp_async_wait<BUFFERS - 2>();
-    __syncthreads();
-    load(stage + BUFFERS - 1);
-    return tiles + stage % BUFFERS * TILE * HD;
-  };
+  const Stages<T, HD, BUFFERS> stages{tiles, k, v, paging, own.any, end_tile};
+  stages.start(first_tile);
 
   Running running;
   float o[1][2 * PARTS][4], sum[2] = {0.f, 0.f};
@@ -61,7 +49,7 @@ __device__ __forceinline__ void attend_split(T* out, float* partial, const T* q,
 
   for (unsigned tile = first_tile; tile < end_tile; tile++) {
     const unsigned key = tile * TILE;
-    const T* stage = next_stage(2 * tile);
+    const T* stage = stages.keys(tile);
     float s[1][2][4] = {{{0.f, 0.f, 0.f, 0.f}, {0.f, 0.f, 0.f, 0.f}}}, top[2];
 #pragma unroll
     for (unsigned step = 0; step < STEPS; step++) add_scores<T, HD, 1, 1>(s, a[step], stage, lane, warp * 16, step);
@@ -85,7 +73,7 @@ __device__ __forceinline__ void attend_split(T* out, float* partial, const T* q,
     quarters[warp][lane] = make_float2(quarter[0], quarter[1]);
 #pragma unroll
     for (unsigned i = 0; i < 8 * PARTS; i++) o[0][i / 4][i % 4] = __fmul_rn(o[0][i / 4][i % 4], running.decay[i % 4 / 2]);
-    stage = next_stage(2 * tile + 1);
+    stage = stages.values(tile);
     float2 all = quarters[0][lane];
 #pragma unroll
     for (unsigned w = 1; w < WARPS; w++) {
@@ -103,7 +91,7 @@ __device__ __forceinline__ void attend_split(T* out, float* partial, const T* q,
       }
     }
   }
-  cp_async_wait<0>();
+  stages.finish();
 
   // Every warp has the sums of all.
   sum[0] = quad_sum(sum[0]);

@@ -1,5 +1,5 @@
 // Paged attention over whole contexts: a block takes 16 * M * WARPS (row, head) pairs of a sequence that share keys.
-#include "attention.cuh"
+#include "attention_stages.cuh"
 
 // Each warp takes M times 16 pairs, so that what it loads of keys and values serves M products. Shared memory: BUFFERS
 // tiles, which take keys and values in turn; then, where heads are WIDE and registers few, the queries and the maxima and
@@ -41,22 +41,8 @@ __device__ __forceinline__ void attend_rows(T* out, float* merged, const T* q, c
   }
 
   const unsigned first_tile = block.any.first / TILE, end_tile = (block.any.end + TILE - 1) / TILE;
-  // Stages count absolutely: 2 tile for the keys, 2 tile + 1 for the values. Each stage commits one group.
-  const auto load = [&](unsigned stage) {
-    if (stage < 2 * end_tile)
-      load_tile<T, HD>(tiles + stage % BUFFERS * TILE * HD, stage % 2 == 0 ? k : v, stage / 2, paging, block.any);
-    cp_async_commit();
-  };
-#pragma unroll
-  for (unsigned i = 0; i + 1 < BUFFERS; i++) load(2 * first_tile + i);
-  // Waits for a stage and starts another in the buffer of the stage before it: behind the barrier every thread has done
-  // with that one, and sees what all threads copied for this one.
-  const auto next_stage = [&](unsigned stage) {
-    cp_async_wait<BUFFERS - 2>();
-    __syncthreads();
-    load(stage + BUFFERS - 1);
-    return tiles + stage % BUFFERS * TILE * HD;
-  };
+  const Stages<T, HD, BUFFERS> stages{tiles, k, v, paging, block.any, end_tile};
+  stages.start(first_tile);
 
   // Maxima of rows g and g + 8, and this lane's sums of their weights.
   float4 kept[M];
@@ -76,7 +62,7 @@ __device__ __forceinline__ void attend_rows(T* out, float* merged, const T* q, c
 
   for (unsigned tile = first_tile; tile < end_tile; tile++) {
     const unsigned key = tile * TILE;
-    const T* stage = next_stage(2 * tile);
+    const T* stage = stages.keys(tile);
     const unsigned at_lane = opaque(lane);
     unsigned p[M][4][4];
     {
@@ -128,7 +114,7 @@ __device__ __forceinline__ void attend_rows(T* out, float* merged, const T* q, c
           for (unsigned i = 0; i < 4; i++) o[m][n][i] = __fmul_rn(o[m][n][i], running.decay[i / 2]);
       }
     }
-    stage = next_stage(2 * tile + 1);
+    stage = stages.values(tile);
 #pragma unroll
     for (unsigned w = 0; w < 4; w++) {
       unsigned from[M][4];
@@ -191,7 +177,7 @@ __device__ __forceinline__ void attend_rows(T* out, float* merged, const T* q, c
     }
     reset();
   }
-  cp_async_wait<0>();
+  stages.finish();
 }
 
 #define KERNEL(T, suffix, HD, M, BUFFERS, WIDE)                                                    \

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 use moetrail_engine::{EngineConfig, Event};
-use moetrail_kernels::gpu::DeviceChoice;
+use moetrail_kernels::gpu::Gpu;
 use moetrail_kernels::{Form, pool};
 
 use crate::args::DoctorArgs;
@@ -17,9 +17,10 @@ pub fn doctor(args: &DoctorArgs) -> Result<()> {
     println!("machine     {} {}", std::env::consts::ARCH, std::env::consts::OS);
     println!("kernels     {:?} (available: {:?})", Form::current(), Form::available());
     println!("threads     {}", pool::threads());
-    println!("device      {}", device(args.model.device));
+    let gpu = load::device(&args.model)?;
+    println!("device      {}", device(gpu.as_ref()));
 
-    let loaded = load::start(&args.model, EngineConfig { num_blocks: Some(256), ..EngineConfig::default() })?;
+    let loaded = load::start_on(gpu, &args.model, EngineConfig { num_blocks: Some(256), ..EngineConfig::default() })?;
     let model = loaded.checkpoint.config();
     let (handle, decoder_layers) = (loaded.engine.handle(), model.num_hidden_layers);
     println!(
@@ -54,12 +55,11 @@ pub fn doctor(args: &DoctorArgs) -> Result<()> {
     Ok(())
 }
 
-fn device(choice: DeviceChoice) -> String {
-    match choice.open() {
-        Ok(None) if cfg!(feature = "cuda") => "cpu".to_owned(),
-        Ok(None) => "cpu (this build has no CUDA support)".to_owned(),
-        Ok(Some(gpu)) => {
-            let driver = gpu.driver();
+fn device(gpu: Option<&Gpu>) -> String {
+    match gpu.map(Gpu::driver) {
+        None if cfg!(feature = "cuda") => "cpu".to_owned(),
+        None => "cpu (this build has no CUDA support)".to_owned(),
+        Some(driver) => {
             let [free, total] = driver.memory().unwrap_or_default().map(|bytes| bytes >> 20);
             format!(
                 "{}, compute capability {}, {} multiprocessors, {free} of {total} MiB free",
@@ -68,6 +68,5 @@ fn device(choice: DeviceChoice) -> String {
                 driver.multiprocessors()
             )
         }
-        Err(error) => format!("cpu ({error})"),
     }
 }

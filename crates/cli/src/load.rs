@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use moetrail_engine::{Engine, EngineConfig};
+use moetrail_kernels::gpu::Gpu;
 use moetrail_kernels::{Form, pool};
 use moetrail_models::{Checkpoint, Decoder, WeightChoice};
 use moetrail_text::Tokenizer;
@@ -45,6 +46,11 @@ pub fn configure_kernels(args: &ModelArgs) -> Result<()> {
     Ok(())
 }
 
+/// Opens the GPU that was asked for, `None` for the CPU.
+pub fn device(args: &ModelArgs) -> Result<Option<Gpu>> {
+    Ok(args.device.open().context("--device")?.map(|gpu| gpu.with_deterministic(args.deterministic)))
+}
+
 /// Opens the checkpoint named, or the bundled one.
 pub fn open(args: &ModelArgs) -> Result<Checkpoint> {
     Ok(match &args.model {
@@ -71,7 +77,13 @@ fn tokenizer(args: &ModelArgs, checkpoint: &Checkpoint) -> Result<Option<Tokeniz
 
 /// Loads the model and starts an engine over it.
 pub fn start(args: &ModelArgs, config: EngineConfig) -> Result<Loaded> {
-    let model = load(args)?;
+    configure_kernels(args)?;
+    start_on(device(args)?, args, config)
+}
+
+/// As [`start`], on a device that is open, or the CPU.
+pub fn start_on(gpu: Option<Gpu>, args: &ModelArgs, config: EngineConfig) -> Result<Loaded> {
+    let model = load_on(gpu, args)?;
     let engine = model.start(args, !args.no_capture, config)?;
     Ok(Loaded { engine, checkpoint: model.checkpoint })
 }
@@ -86,7 +98,10 @@ pub struct LoadedModel {
 /// Loads the model that was asked for.
 pub fn load(args: &ModelArgs) -> Result<LoadedModel> {
     configure_kernels(args)?;
-    let gpu = args.device.open().context("--device")?.map(|gpu| gpu.with_deterministic(args.deterministic));
+    load_on(device(args)?, args)
+}
+
+fn load_on(gpu: Option<Gpu>, args: &ModelArgs) -> Result<LoadedModel> {
     let checkpoint = open(args)?;
     let longest = checkpoint.config().max_model_len();
     // The rotary table need not be longer than any sequence; a value beyond the model's is refused by the engine.

@@ -13,7 +13,7 @@ const GREEDY_BELOW: f32 = 1e-5;
 /// Stands for no token.
 const NONE: u32 = u32::MAX;
 
-/// As in `kernels/cuda/sample.cu`.
+/// As in `kernels/cuda/sample.cuh` and in the files that include it.
 const STATE_BYTES: usize = 64;
 const BUCKETS: usize = 1024;
 const LIST: usize = 2048;

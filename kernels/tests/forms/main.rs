@@ -8,6 +8,7 @@ mod experts;
 mod norm;
 mod product;
 mod qkv;
+mod replay;
 mod router;
 mod rows;
 mod tensors;

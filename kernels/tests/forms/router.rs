@@ -7,6 +7,7 @@ use moetrail_kernels::{
 };
 use proptest::prelude::*;
 
+use crate::replay::{Given, Replay, logits};
 use crate::rows::{assert_bits, assert_close, check_rows, pick};
 use crate::toss::{Toss, le_bytes};
 
@@ -41,57 +42,17 @@ proptest! {
     }
 }
 
-/// Few distinct values give ties; odd ones are infinite or not a number.
-fn logits(toss: &mut Toss, len: usize, odd: bool) -> Vec<f32> {
-    let specials = [f32::NAN, f32::NEG_INFINITY, 0.0, -0.0, 1.0, 1.5];
-    let one = |_| match toss.below(4) {
-        0 if odd => specials[toss.below(specials.len())],
-        1 => toss.below(3) as f32,
-        _ => toss.value() * 8.0,
-    };
-    (0..len).map(one).collect()
-}
-
-/// What one row of a replay is given, by the choice it would have made.
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Given {
-    Nothing,
-    Own,
-    Permuted,
-    Others,
-}
-
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(60))]
 
-    /// Free, own, permuted and foreign ids side by side, between the cells of two other layers, which say nonsense.
     #[test]
     fn replay_agrees(seed: u64, n in 1usize..40, experts in 1usize..320, k in 1usize..40, normalise: bool, odd: bool) {
         let top_k = k.min(experts);
         let cfg = RouterConfig { top_k, num_experts: experts, norm_topk_prob: normalise };
         let mut toss = Toss::new(seed);
         let logits = logits(&mut toss, n * experts, odd);
-        let kinds: Vec<Given> = (0..n)
-            .map(|_| [Given::Nothing, Given::Own, Given::Permuted, Given::Others][toss.below(4)])
-            .collect();
-        let given: Vec<Vec<u32>> = (0..n)
-            .map(|row| {
-                let own = &naive(&logits[row * experts..][..experts])[..top_k];
-                match kinds[row] {
-                    Given::Nothing | Given::Own => own.to_vec(),
-                    Given::Permuted => toss.permutation(top_k).iter().map(|&at| own[at]).collect(),
-                    Given::Others => toss.permutation(experts)[..top_k].iter().map(|&id| id as u32).collect(),
-                }
-            })
-            .collect();
-        let (moe_layers, moe_layer) = (3, toss.below(3));
-        let mut ids = vec![u16::MAX; n * moe_layers * top_k];
-        let mut row_of = vec![ReplayRows::FREE; n];
-        for (row, at) in toss.permutation(n).into_iter().enumerate().filter(|(row, _)| kinds[*row] != Given::Nothing) {
-            row_of[row] = at as u32;
-            let cell = &mut ids[(at * moe_layers + moe_layer) * top_k..][..top_k];
-            cell.iter_mut().zip(&given[row]).for_each(|(cell, &id)| *cell = id as u16);
-        }
+        let own: Vec<Vec<u32>> = logits.chunks(experts).map(|logits| naive(logits)[..top_k].to_vec()).collect();
+        let Replay { kinds, given, row_of, ids, moe_layers, moe_layer } = Replay::new(&mut toss, &own, experts);
         for form in Form::available() {
             let run = |rows: &[usize], replay: bool| -> Vec<f32> {
                 let row_of: Vec<u32> = rows.iter().map(|&row| row_of[row]).collect();

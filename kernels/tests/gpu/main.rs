@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "../forms/replay.rs"]
+mod replay;
 #[path = "../forms/toss.rs"]
 #[allow(dead_code)]
 mod toss;

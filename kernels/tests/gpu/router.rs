@@ -2,22 +2,12 @@ use moetrail_kernels::gpu::{
     Address, Arena, DeviceBuffer, DeviceReplay, DeviceRing, DeviceRingWrite, DeviceRouter, DeviceRouterConfig,
     DeviceRouting, Gpu, Scoring, route, select,
 };
-use moetrail_kernels::{ReplayRows, RouterConfig, WeightDtype, WeightView, reference};
+use moetrail_kernels::{RouterConfig, WeightDtype, WeightView, reference};
 use proptest::prelude::*;
 
 use crate::device::{assert_close, buffer, floats, gpu, operand_of, round};
+use crate::replay::{Given, Replay, logits};
 use crate::toss::{Toss, dtypes, le_bytes};
-
-/// Few distinct values give ties; odd ones are infinite or not a number.
-fn logits(toss: &mut Toss, len: usize, odd: bool) -> Vec<f32> {
-    let specials = [f32::NAN, f32::NEG_INFINITY, 0.0, -0.0, 1.0, 1.5];
-    let one = |_| match toss.below(4) {
-        0 if odd => specials[toss.below(specials.len())],
-        1 => toss.below(3) as f32,
-        _ => toss.value() * 8.0,
-    };
-    (0..len).map(one).collect()
-}
 
 fn softmax(top_k: usize, num_experts: usize, norm_topk_prob: bool) -> DeviceRouterConfig {
     RouterConfig { top_k, num_experts, norm_topk_prob }.into()
@@ -139,20 +129,10 @@ fn nearly_tied(scores: &[f32]) -> bool {
     sums.windows(2).any(|pair| pair[0] != pair[1] && (pair[1] - pair[0]).abs() < 1e-6)
 }
 
-/// What one row of a replay is given, by the choice it would have made.
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Given {
-    Nothing,
-    Own,
-    Permuted,
-    Others,
-}
-
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(60))]
 
-    /// Free, own, permuted and foreign ids side by side, between the cells of two other layers, which say nonsense; the
-    /// ring takes what was decided, at the slots of the rows, and nothing of a padded row.
+    /// The ring takes what was decided, at the slots of the rows, and nothing of a padded row.
     #[test]
     fn replay_agrees(seed: u64, n in 1usize..12, experts in 1usize..400, k in 1usize..33, normalise: bool, odd: bool) {
         let Some(gpu) = gpu(seed) else { return Ok(()) };
@@ -162,23 +142,7 @@ proptest! {
         let logits = logits(&mut toss, n * experts, odd);
         let own: Vec<Vec<u32>> =
             logits.chunks(experts).map(|logits| reference::choose_experts(logits, None, &cfg)).collect();
-        let kinds: Vec<Given> =
-            (0..n).map(|_| [Given::Nothing, Given::Own, Given::Permuted, Given::Others][toss.below(4)]).collect();
-        let given: Vec<Vec<u32>> = (0..n)
-            .map(|row| match kinds[row] {
-                Given::Nothing | Given::Own => own[row].clone(),
-                Given::Permuted => toss.permutation(top_k).iter().map(|&at| own[row][at]).collect(),
-                Given::Others => toss.permutation(experts)[..top_k].iter().map(|&id| id as u32).collect(),
-            })
-            .collect();
-        let (moe_layers, moe_layer) = (3, toss.below(3));
-        let mut ids = vec![u16::MAX; n * moe_layers * top_k];
-        let mut row_of = vec![ReplayRows::FREE; n];
-        for (row, at) in toss.permutation(n).into_iter().enumerate().filter(|(row, _)| kinds[*row] != Given::Nothing) {
-            row_of[row] = at as u32;
-            let cell = &mut ids[(at * moe_layers + moe_layer) * top_k..][..top_k];
-            cell.iter_mut().zip(&given[row]).for_each(|(cell, &id)| *cell = id as u16);
-        }
+        let Replay { kinds, given, row_of, ids, moe_layers, moe_layer } = Replay::new(&mut toss, &own, experts);
         let (on_device, ids) = (DeviceBuffer::of(&gpu, &row_of).unwrap(), DeviceBuffer::of(&gpu, &ids).unwrap());
         let replay = DeviceReplay { row_of: on_device.address(), ids: ids.address(), moe_layers, moe_layer };
 
