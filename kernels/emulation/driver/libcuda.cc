@@ -13,6 +13,7 @@
 #include <mutex>
 #include <set>
 #include <string>
+#include <thread>
 #include <vector>
 extern "C" int moetrail_emulate(const char*, const unsigned*, unsigned, size_t, void**);
 extern "C" const size_t* moetrail_parameters(const char* kernel, size_t* count);
@@ -47,6 +48,7 @@ struct Op {
 };
 struct Recording {
   std::vector<std::function<void()>> ops;
+  std::thread::id by;
 };
 struct Queue {
   std::deque<Op> q;
@@ -79,10 +81,10 @@ static void drain(Queue* s) {
   while (!s->q.empty()) step(s);
 }
 static void issue(Queue* s, std::function<void()> f) {
-  if (s->capturing)
-    s->g->ops.push_back(f);
-  else
-    s->q.push_back({0, f, nullptr, 0});
+  if (!s->capturing) return s->q.push_back({0, f, nullptr, 0});
+  // Of another thread it would be recorded by chance.
+  DEMAND(s->g->by == std::this_thread::get_id());
+  s->g->ops.push_back(f);
 }
 static Queue* queue_of(CUstream s) {
   Queue* p = (Queue*)s;
@@ -471,13 +473,14 @@ CUresult cuStreamBeginCapture(CUstream s, CUstreamCaptureMode mode) {
   IN_CONTEXT;
   DEMAND(mode == CU_STREAM_CAPTURE_MODE_RELAXED && !queue_of(s)->capturing);
   queue_of(s)->capturing = true;
-  queue_of(s)->g = new Recording;
+  queue_of(s)->g = new Recording{{}, std::this_thread::get_id()};
   return CUDA_SUCCESS;
 }
 CUresult cuStreamEndCapture(CUstream s, CUgraph* g) {
   LOCK;
   IN_CONTEXT;
   if (!queue_of(s)->capturing) return CUDA_ERROR_ILLEGAL_STATE;
+  DEMAND(queue_of(s)->g->by == std::this_thread::get_id());
   queue_of(s)->capturing = false;
   graphs.insert(queue_of(s)->g);
   *g = (CUgraph)queue_of(s)->g;

@@ -1,6 +1,8 @@
 //! The network on a GPU, which is emulated: as on the CPU, and the same bits whatever the schedule.
 
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 
 use moetrail_kernels::WeightDtype;
 use moetrail_kernels::gpu::{Gpu, SampleParams};
@@ -172,6 +174,45 @@ fn tokens_are_sampled_where_the_logits_are() {
     let host = open(folder.path()).load(DtypeChoice::BFloat16, false).unwrap();
     assert_eq!(host.max_sampled_logprobs(), None);
     assert!(host.sample(&hidden, &wanted).is_err());
+}
+
+/// Other weights are packed while steps run and are recorded: neither changes what the other gives.
+#[test]
+fn weights_are_loaded_while_others_compute() {
+    for seed in [0, 6] {
+        let Some(gpu) = gpu(seed) else { return };
+        let folder = written(&Synthetic::new("qwen3_moe"), Layout::EachExpert);
+        let checkpoint = open(folder.path());
+        let load = || checkpoint.load_on(Some(&gpu), DtypeChoice::BFloat16, false).unwrap();
+        let decoder = load();
+        let alone = run(&decoder, &ids(9), 9, BLOCK_SIZE);
+        let packed = AtomicUsize::new(0);
+        let others: Vec<_> = thread::scope(|scope| {
+            let loader = scope.spawn(|| {
+                let counted = |_| {
+                    let other = load();
+                    packed.fetch_add(1, Ordering::Relaxed);
+                    other
+                };
+                (0..3).map(counted).collect()
+            });
+            for turn in 0.. {
+                // A clone has no recordings yet.
+                let decoder = decoder.clone();
+                let again = run(&decoder, &ids(9), 1, BLOCK_SIZE);
+                assert!((&again.logits, &again.ids) == (&alone.logits, &alone.ids), "seed {seed} turn {turn}");
+                assert_eq!(decoder.recorded(), 1);
+                if packed.load(Ordering::Relaxed) == 3 {
+                    break;
+                }
+            }
+            loader.join().unwrap()
+        });
+        for other in others {
+            let other = run(&other, &ids(9), 9, BLOCK_SIZE);
+            assert!((&other.logits, &other.ids) == (&alone.logits, &alone.ids), "seed {seed}");
+        }
+    }
 }
 
 #[test]
