@@ -2,6 +2,8 @@
 
 use std::collections::HashSet;
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 
 use moetrail_kernels::WeightDtype;
 use moetrail_kernels::gpu::{Gpu, SampleParams};
@@ -235,6 +237,45 @@ fn tokens_are_taken_from_the_step_before() {
     assert!(expected.iter().flatten().collect::<HashSet<_>>().len() > 3, "{expected:?}");
     assert_eq!(decode(&decoder, true), expected);
     assert!(decoder.recorded() > 0);
+}
+
+/// Other weights are packed while steps run and are recorded: neither changes what the other gives.
+#[test]
+fn weights_are_loaded_while_others_compute() {
+    for seed in [0, 6] {
+        let Some(gpu) = gpu(seed) else { return };
+        let folder = written(&Synthetic::new("qwen3_moe"), Layout::EachExpert);
+        let checkpoint = open(folder.path());
+        let load = || checkpoint.load_on(Some(&gpu), DtypeChoice::BFloat16, false).unwrap();
+        let decoder = load();
+        let alone = run(&decoder, &ids(9), 9, BLOCK_SIZE);
+        let packed = AtomicUsize::new(0);
+        let others: Vec<_> = thread::scope(|scope| {
+            let loader = scope.spawn(|| {
+                let counted = |_| {
+                    let other = load();
+                    packed.fetch_add(1, Ordering::Relaxed);
+                    other
+                };
+                (0..3).map(counted).collect()
+            });
+            for turn in 0.. {
+                // A clone has no recordings yet.
+                let decoder = decoder.clone();
+                let again = run(&decoder, &ids(9), 1, BLOCK_SIZE);
+                assert!((&again.logits, &again.ids) == (&alone.logits, &alone.ids), "seed {seed} turn {turn}");
+                assert_eq!(decoder.recorded(), 1);
+                if packed.load(Ordering::Relaxed) == 3 {
+                    break;
+                }
+            }
+            loader.join().unwrap()
+        });
+        for other in others {
+            let other = run(&other, &ids(9), 9, BLOCK_SIZE);
+            assert!((&other.logits, &other.ids) == (&alone.logits, &alone.ids), "seed {seed}");
+        }
+    }
 }
 
 #[test]
