@@ -239,6 +239,11 @@ impl EngineStats {
         self.moved_bytes.get_or_create(&MovedTo { to }).inc_by(bytes as u64);
     }
 
+    /// Forward passes so far, and how many of them were issued before the one before them had ended.
+    pub fn num_steps(&self) -> (u64, u64) {
+        (self.iterations.get(), self.steps_ahead.get())
+    }
+
     /// The text that Prometheus scrapes.
     pub fn encode(&self) -> String {
         let mut text = String::new();
