@@ -1,6 +1,6 @@
 //! One step: schedule, issue, and once it has run count and hand out.
 
-use moetrail_models::{Marks, ModelError};
+use moetrail_models::Marks;
 use moetrail_routes::TokenSpan;
 use moetrail_sched::{Batch, RequestKey, SeqId, Sequence};
 
@@ -30,9 +30,8 @@ impl EngineThread {
 
     /// Plans and issues a step behind all that has landed.
     fn launch(&mut self) -> Option<Flight> {
-        let mut batch = self.batches.pop().unwrap_or_default();
-        let scheduled = self.schedule(&mut batch);
-        self.issue_planned(batch, scheduled, None)
+        let batch = self.planned(Self::schedule)?;
+        Some(self.issue(batch, None))
     }
 
     /// Plans and issues the step behind one that is on its way, if what that samples can stay on the device till then.
@@ -45,20 +44,17 @@ impl EngineThread {
         if !samples || !before.can_be_followed() || self.capture.counts_load() {
             return None;
         }
-        let mut batch = self.batches.pop().unwrap_or_default();
-        let scheduled = self.schedule_ahead(&mut batch);
-        let flight = self.issue_planned(batch, scheduled, Some(before))?;
+        let batch = self.planned(Self::schedule_ahead)?;
         self.stats.steps_ahead.inc();
-        Some(flight)
+        Some(self.issue(batch, Some(before)))
     }
 
-    fn issue_planned(
-        &mut self,
-        batch: Batch,
-        scheduled: Result<(), ModelError>,
-        before: Option<&Flight>,
-    ) -> Option<Flight> {
-        if let Err(error) = scheduled {
+    /// A planned step whose blocks have been moved; `None` if there is nothing to compute.
+    fn planned(&mut self, plan: impl FnOnce(&mut Self, &mut Batch)) -> Option<Batch> {
+        let mut batch = self.batches.pop().unwrap_or_default();
+        plan(self, &mut batch);
+        let mut moves = batch.moves.iter();
+        if let Err(error) = moves.try_for_each(|step| self.swap.execute(*step, &mut self.kv, &mut self.capture)) {
             tracing::error!(%error, "blocks could not be moved; every live request fails");
             self.fail_all(&format!("blocks could not be moved: {error}"));
             return None;
@@ -67,11 +63,11 @@ impl EngineThread {
             self.batches.push(batch);
             return None;
         }
-        Some(self.issue(batch, before))
+        Some(batch)
     }
 
-    /// Plans the step and moves blocks; sequences that lose theirs have their rows drained first.
-    fn schedule(&mut self, batch: &mut Batch) -> Result<(), ModelError> {
+    /// Plans the step; sequences that lose their blocks have their rows drained first.
+    fn schedule(&mut self, batch: &mut Batch) {
         let (capture, choices, settings) = (&self.capture, &mut self.choices, &self.settings);
         self.scheduler.schedule(batch, &mut |sequence, pool, release| {
             if let Some(choice) = choices.get_mut(&sequence.id()) {
@@ -79,23 +75,17 @@ impl EngineThread {
             }
         });
         self.stats.num_preemptions.inc_by(batch.num_preempted as u64);
-        self.execute_moves(batch)
     }
 
     /// Plans the step behind the one on its way. A sequence whose next token is its last for sure, or whose token after
     /// that the device cannot sample, waits.
-    fn schedule_ahead(&mut self, batch: &mut Batch) -> Result<(), ModelError> {
+    fn schedule_ahead(&mut self, batch: &mut Batch) {
         let (live, sampler) = (&self.live, self.device_sampler());
         self.scheduler.schedule_ahead(batch, &mut |sequence: &Sequence| {
             let params = live.get(&sequence.request()).map(|live| &live.request.sampling);
             let num_output = sequence.num_expected_tokens() - sequence.prompt_len();
             params.is_some_and(|params| num_output < params.max_tokens && sampler.can_sample(params, num_output))
         });
-        self.execute_moves(batch)
-    }
-
-    fn execute_moves(&mut self, batch: &Batch) -> Result<(), ModelError> {
-        batch.moves.iter().try_for_each(|step| self.swap.execute(*step, &mut self.kv, &mut self.capture))
     }
 
     /// Waits for a step and hands out what it led to.
