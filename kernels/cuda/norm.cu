@@ -1,4 +1,4 @@
-// Rows of the residual stream: embedding, norms, gated activation.
+// Rows of the residual stream: their tokens, embedding, norms, gated activation.
 #include "common.cuh"
 
 // x[row] = table[ids[row]], f32 [n, width]; the table is packed.
@@ -8,6 +8,18 @@ __device__ void embed(float* x, const T* table, const unsigned* ids, unsigned wi
   for (unsigned col = threadIdx.x; col < width; col += blockDim.x)
     x[size_t(row) * width + col] = to_float(table[packed_index(id, col, cols16)]);
 }
+
+// ids[i] = the token that row sources[i] - first of the samples chose, for sources in [first, first + len). A row that chose
+// none counts as token 0: whoever sees that its request has failed drops what follows.
+extern "C" __global__ void take_sampled(unsigned* __restrict__ ids, const unsigned* __restrict__ sources,
+                                        const unsigned* __restrict__ samples, unsigned row_words, unsigned first,
+                                        unsigned len, unsigned n) {
+  const unsigned row = blockIdx.x * blockDim.x + threadIdx.x;
+  if (row >= n || sources[row] - first >= len) return;
+  const unsigned token = samples[size_t(sources[row] - first) * row_words];
+  ids[row] = token == 0xFFFFFFFFu ? 0 : token;
+}
+EXPORT_KERNEL(take_sampled)
 
 // out[i] = x[rows[i]] + addition[rows[i]], f32 [n, width]; without an addition, x alone.
 extern "C" __global__ void select_rows(float* __restrict__ out, const float* __restrict__ x, const float* __restrict__ addition,

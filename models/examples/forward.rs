@@ -41,6 +41,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             seqs: &seqs,
             logit_rows: &rows,
             replay: None,
+            awaited: None,
         };
         let output = decoder.forward(&input, &mut kv, Some(RingCells::U16(&mut ring).into()))?;
         logits.extend(output.logits.to_vec2::<f32>()?);

@@ -152,6 +152,9 @@ impl Decoder {
             return Ok(output(hidden::Place::Host(hidden), PendingMarks::Host(Marks::default())));
         }
         match (&self.place, kv) {
+            (Place::Host(_), _) if input.awaited.is_some() => {
+                Err(refused("awaited", "a device that samples".into(), "a decoder on the host".into()))
+            }
             (Place::Host(network), KvCache::Host(kv)) => {
                 let ring = ring.map(Ring::host).transpose()?;
                 let (hidden, marks) = network.hidden(&self.config, input, kv, ring)?;
@@ -187,7 +190,7 @@ impl Decoder {
     }
 
     /// Issues the sampling of tokens from rows of `hidden` on the device: pairs of a row and how, ascending by row. Their
-    /// logits never leave it. [`PendingMarks::finish`] gives the tokens.
+    /// logits never leave it. [`PendingMarks::send`] brings the tokens.
     pub fn sample(&self, hidden: &Hidden, tokens: &[(u32, SampleParams)]) -> Result<PendingTokens> {
         let Some((last, _)) = tokens.last() else { return Ok(PendingTokens::default()) };
         if !tokens.is_sorted_by_key(|(row, _)| row) || *last as usize >= hidden.len() {

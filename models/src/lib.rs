@@ -6,6 +6,7 @@
 #![deny(unsafe_code)]
 
 mod attention;
+mod awaited;
 mod backend;
 mod checkpoint;
 mod config;
@@ -38,6 +39,7 @@ mod step;
 #[cfg(test)]
 mod tests;
 
+pub use awaited::Awaited;
 pub use checkpoint::Checkpoint;
 pub use config::{ModelConfig, QkNormKind};
 pub use decoder::Decoder;
@@ -48,7 +50,7 @@ pub use gguf::GgufTokenizer;
 pub use hidden::Hidden;
 pub use kv_cache::KvCache;
 pub use moetrail_kernels::{RingCells, SeqSpan, WeightDtype};
-pub use pending::{DeviceMarks, PendingMarks, PendingTokens};
+pub use pending::{DeviceMarks, PendingMarks, PendingReport, PendingTokens};
 pub use registry::supported_architectures;
 pub use replay::Replay;
 pub use ring::Ring;

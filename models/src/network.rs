@@ -65,10 +65,12 @@ impl<B: Backend> Network<B> {
             true => embedding.clone(),
             false => loader.packed(&[(HEAD, vocab)], hidden)?,
         };
-        let backend = loader.backend().clone();
+        let packing = loader.backend();
         let (head, rope) =
-            (backend.with_bias(head, None)?, backend.rope(config.rope.table(config.head_dim, max_positions))?);
-        let dtype = loader.dtype();
+            (packing.with_bias(head, None)?, packing.rope(config.rope.table(config.head_dim, max_positions))?);
+        packing.loaded()?;
+        // Another, which holds nothing that was needed to pack.
+        let (backend, dtype) = (packing.clone(), loader.dtype());
         let (bytes, formats) = loader.finish();
         Ok(Self { backend, embedding, layers, norm, head, rope, weights: NetworkWeights { dtype, bytes, formats } })
     }

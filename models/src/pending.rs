@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use moetrail_kernels::gpu::{DeviceSamples, SampledToken, Scratch};
+use moetrail_kernels::gpu::{DeviceSamples, PendingWords, SampledToken, Scratch};
 
 use crate::error::Result;
 use crate::step::Marks;
@@ -22,6 +22,11 @@ pub enum PendingMarks {
 pub struct DeviceMarks {
     /// U32 `[2, step_rows]`: NaN seen, cells changed.
     pub(crate) words: Arc<Scratch>,
+    pub(crate) shape: MarksShape,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct MarksShape {
     pub(crate) step_rows: usize,
     /// Those that do not pad the step.
     pub(crate) num_rows: usize,
@@ -33,27 +38,70 @@ pub struct DeviceMarks {
 #[derive(Debug, Default)]
 pub struct PendingTokens(pub(crate) Vec<DeviceSamples>);
 
+/// Marks and tokens of a step on their way to the host.
+#[derive(Debug)]
+#[must_use]
+pub struct PendingReport(Report);
+
+#[derive(Debug)]
+enum Report {
+    Host(Marks),
+    Device(PendingWords, MarksShape),
+}
+
 impl PendingMarks {
-    /// Waits for the step, and for the tokens sampled after it: once for all, and before the next step, which may take the
-    /// same memory.
+    /// Issues the copy of the marks, and of tokens sampled after the step. The next step, which may take the same memory,
+    /// may be issued then.
+    ///
+    /// # Errors
+    /// The device refuses.
+    pub fn send(self, tokens: &PendingTokens) -> Result<PendingReport> {
+        Ok(PendingReport(match self {
+            PendingMarks::Host(marks) => Report::Host(marks),
+            PendingMarks::Device(DeviceMarks { words, shape }) => {
+                let mut parts: Vec<_> = tokens.0.iter().map(DeviceSamples::place).collect();
+                parts.push((words.address(), 2 * shape.step_rows));
+                Report::Device(words.gpu().send_words(&parts)?, shape)
+            }
+        }))
+    }
+
+    /// [`send`](Self::send) and wait.
     ///
     /// # Errors
     /// The device failed.
     pub fn finish(self, tokens: &PendingTokens) -> Result<(Marks, Vec<SampledToken>)> {
-        let samples = &tokens.0;
-        let marks = match self {
-            PendingMarks::Host(marks) => return Ok((marks, tokens.finish()?)),
-            PendingMarks::Device(marks) => marks,
+        self.send(tokens)?.finish(tokens)
+    }
+}
+
+impl PendingReport {
+    /// Waits for the step, and for the tokens sampled after it, which are those that were sent.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn finish(self, tokens: &PendingTokens) -> Result<(Marks, Vec<SampledToken>)> {
+        let (words, shape) = match self.0 {
+            Report::Host(marks) => return Ok((marks, tokens.finish()?)),
+            Report::Device(words, shape) => (words, shape),
         };
-        let mut parts: Vec<_> = samples.iter().map(DeviceSamples::place).collect();
-        parts.push((marks.words.address(), 2 * marks.step_rows));
-        let mut words: Vec<Vec<u32>> = marks.words.gpu().read_all(&parts)?;
-        let found = marks.parse(&words.pop().unwrap_or_default());
-        Ok((found, samples.iter().zip(&words).flat_map(|(samples, words)| samples.parse(words)).collect()))
+        let mut words = words.finish()?;
+        let marks = shape.parse(&words.pop().unwrap_or_default());
+        Ok((marks, tokens.0.iter().zip(&words).flat_map(|(samples, words)| samples.parse(words)).collect()))
     }
 }
 
 impl PendingTokens {
+    /// How many.
+    pub fn len(&self) -> usize {
+        self.0.iter().map(DeviceSamples::len).sum()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     /// Waits for the tokens.
     ///
     /// # Errors
@@ -64,8 +112,8 @@ impl PendingTokens {
     }
 }
 
-impl DeviceMarks {
-    fn parse(&self, words: &[u32]) -> Marks {
+impl MarksShape {
+    fn parse(self, words: &[u32]) -> Marks {
         let (nan, changed) = words.split_at(self.step_rows);
         let rows = (0..).zip(&nan[..self.num_rows]).filter(|(_, nan)| **nan != 0);
         Marks {

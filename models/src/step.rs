@@ -3,6 +3,7 @@
 use candle_core::Tensor;
 use moetrail_kernels::SeqSpan;
 
+use crate::awaited::Awaited;
 use crate::config::ModelConfig;
 use crate::error::{ModelError, Result};
 use crate::hidden::Hidden;
@@ -12,7 +13,7 @@ use crate::replay::Replay;
 /// The rows of one forward pass, as plain slices.
 #[derive(Debug, Clone, Copy)]
 pub struct StepInput<'a> {
-    /// Token of each row, `[rows]`.
+    /// Token of each row, `[rows]`; any, where it is awaited.
     pub token_ids: &'a [u32],
     /// Absolute position of each row in its sequence, `[rows]`.
     pub positions: &'a [u32],
@@ -24,6 +25,8 @@ pub struct StepInput<'a> {
     pub logit_rows: &'a [u32],
     /// Experts given for some of the rows.
     pub replay: Option<Replay<'a>>,
+    /// Tokens of some of the rows that are still being sampled; on a device only.
+    pub awaited: Option<Awaited<'a>>,
 }
 
 /// What the layers give.
@@ -82,6 +85,9 @@ impl StepInput<'_> {
             next = seq.rows.end;
         }
         equal("rows of seqs", rows, next)?;
+        if let Some(awaited) = self.awaited {
+            awaited.check(rows)?;
+        }
         match self.replay {
             None => Ok(()),
             Some(replay) => replay.check(rows, limits.config),

@@ -120,6 +120,9 @@ def engine(parts):
                 moved = shapes.decode_bytes(shape, line["batch"], line["context"] + line["tokens"] / 2) * rate / line["batch"] / 1e9
             lines.append(f"| {name} | {label} | {rate:.0f} | {show(other, '.0f')} | {show(other and rate / other, '.2f')} | {show(flops, '.1f')} | "
                          f"{show(flops and matmul and flops / matmul, '.0%')} | {show(moved, '.0f')} | {show(moved and copy and moved / copy, '.0%')} |")
+    ahead = "; ".join(f"{name}: {report['steps_ahead']} of {report['steps']}" for name, report in models.items() if "steps" in report)
+    if ahead:
+        lines += ["", f"Steps issued while the one before ran: {ahead}."]
     return lines
 
 

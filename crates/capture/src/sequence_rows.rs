@@ -86,6 +86,15 @@ impl SequenceRows {
         Ok(drained)
     }
 
+    /// Whether [`settle`](Self::settle) would not wait.
+    pub fn has_landed(&self) -> bool {
+        // What cannot be asked is found out by settling.
+        let landed = |coming: &Arc<Mutex<Coming>>| {
+            coming.lock().unwrap_or_else(|poison| poison.into_inner()).rows.has_landed().unwrap_or(true)
+        };
+        self.coming.iter().all(landed)
+    }
+
     /// Waits for the rows that are still on their way. A failure loses them, and [`lost`](Self::lost) says why.
     pub fn settle(&mut self) {
         for coming in std::mem::take(&mut self.coming) {

@@ -78,8 +78,11 @@ pub fn bench(args: &BenchArgs) -> Result<()> {
         }
     };
     let perplexity = args.score.map(|length| perplexity(&handle, length)).transpose()?;
+    let (steps, steps_ahead) = handle.stats().num_steps();
     let report = json!({
         "perplexity": perplexity,
+        "steps": steps,
+        "steps_ahead": steps_ahead,
         "model": handle.info().model_name,
         "kernels": format!("{:?}", Form::current()),
         "threads": pool::threads(),

@@ -57,6 +57,11 @@ impl Capture {
         self.weight_version = version;
     }
 
+    /// Whether selections are counted, step by step.
+    pub(crate) fn counts_load(&self) -> bool {
+        self.load.is_some()
+    }
+
     /// Whether routing is captured.
     pub(crate) fn is_on(&self) -> bool {
         self.ring.is_some()

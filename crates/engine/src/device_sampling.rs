@@ -1,14 +1,17 @@
 //! What a device samples by itself, so that no logits cross to the host.
 
+use std::sync::Arc;
+
 use moetrail_kernels::gpu::{SampleParams, SampledToken};
 use moetrail_models::{Hidden, ModelError};
 use moetrail_sched::SeqId;
 
 use crate::engine::{EngineThread, Live};
+use crate::hand_out::{Sampled, picked};
+use crate::info::EngineInfo;
 use crate::request::TokenLogprobs;
 use crate::sampler;
 use crate::sampling::SamplingParams;
-use crate::step::{Sampled, picked};
 use crate::token_counts::penalises;
 
 /// How a device that lists up to `most` alternatives samples output token `num_output`; `None` if it cannot, as logits
@@ -36,6 +39,21 @@ fn device_params(
     Some(if how.is_greedy() { how } else { SampleParams { uniform: uniform(), ..how } })
 }
 
+/// What a device can sample.
+pub(crate) struct DeviceSampler {
+    /// Alternatives that it lists at most; `None` where nothing is sampled on one.
+    most: Option<usize>,
+    info: Arc<EngineInfo>,
+}
+
+impl DeviceSampler {
+    /// Whether it can sample output token `num_output` of a request.
+    pub(crate) fn can_sample(&self, params: &SamplingParams, num_output: usize) -> bool {
+        let how = |most| device_params(params, num_output, &self.info.eos_token_ids, most, || 0.0);
+        self.most.and_then(how).is_some()
+    }
+}
+
 /// How a token that is there already is scored.
 fn score(token: u32, num_top: usize) -> SampleParams {
     SampleParams { logprobs: Some(num_top), given: Some(token), ..SampleParams::GREEDY }
@@ -56,15 +74,22 @@ pub(crate) fn scored(token: &SampledToken) -> Option<TokenLogprobs> {
 impl EngineThread {
     /// How the device samples what follows: the next token of the sequence, or the first of each choice that it is
     /// about to split into.
-    pub(crate) fn device_tokens(&self, live: &Live, seq: SeqId) -> Option<Vec<SampleParams>> {
+    ///
+    /// They are output token `num_output`.
+    pub(crate) fn device_tokens(&self, live: &Live, seq: SeqId, num_output: usize) -> Option<Vec<SampleParams>> {
         let most = self.decoder.max_sampled_logprobs()?;
         let (choice, params) = (self.choices.get(&seq)?, &live.request.sampling);
         let choices = if live.prompt_sent { choice.index..choice.index + 1 } else { 0..params.n };
         let token = |index: usize| {
-            let uniform = || sampler::uniform(live.seed, index, choice.num_output);
-            device_params(params, choice.num_output, &self.info.eos_token_ids, most, uniform)
+            let uniform = || sampler::uniform(live.seed, index, num_output);
+            device_params(params, num_output, &self.info.eos_token_ids, most, uniform)
         };
         choices.map(token).collect()
+    }
+
+    /// What can be sampled on the device.
+    pub(crate) fn device_sampler(&self) -> DeviceSampler {
+        DeviceSampler { most: self.decoder.max_sampled_logprobs(), info: self.info.clone() }
     }
 
     /// Whether the device gives log-probabilities with so many alternatives.

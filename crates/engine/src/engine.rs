@@ -16,6 +16,7 @@ use crate::capture::Capture;
 use crate::choice::Choice;
 use crate::config::ReprefillRouting;
 use crate::finish::{Closing, Ending};
+use crate::flight::Flight;
 use crate::handle::{Command, Shared};
 use crate::info::EngineInfo;
 use crate::lifecycle::Pause;
@@ -44,7 +45,10 @@ pub(crate) struct EngineThread {
     pub(crate) capture: Capture,
     pub(crate) swap: SwapSpace,
     pub(crate) scheduler: Scheduler,
-    pub(crate) batch: Batch,
+    /// A step that was issued ahead.
+    pub(crate) flight: Option<Flight>,
+    /// Batches that are used again.
+    pub(crate) batches: Vec<Batch>,
     pub(crate) live: FxHashMap<RequestKey, Live>,
     pub(crate) choices: FxHashMap<SeqId, Choice>,
     /// Choices that have ended and whose rows are still on their way to the host, in order.
@@ -72,12 +76,16 @@ impl EngineThread {
     /// Runs until shutdown, or until the last handle is gone and the last request has ended.
     pub(crate) fn run(mut self) {
         while self.receive().is_continue() {
-            // A panic here is a bug of ours; it must not take the server down with it.
-            if catch_unwind(AssertUnwindSafe(|| self.step())).is_err() {
-                tracing::error!("a step panicked; every live request fails");
-                self.fail_all("the engine failed internally");
-            }
+            self.guard(Self::step);
             self.publish_gauges();
+        }
+    }
+
+    /// Does what computes. A panic in it is a bug of ours; it must not take the server down with it.
+    pub(crate) fn guard(&mut self, compute: impl FnOnce(&mut Self)) {
+        if catch_unwind(AssertUnwindSafe(|| compute(self))).is_err() {
+            tracing::error!("a step panicked; every live request fails");
+            self.fail_all("the engine failed internally");
         }
     }
 
@@ -85,7 +93,7 @@ impl EngineThread {
     fn receive(&mut self) -> ControlFlow<()> {
         loop {
             self.finish_pause();
-            let command = if self.scheduler.is_idle() || self.is_still() {
+            let command = if (self.scheduler.is_idle() && self.flight.is_none()) || self.is_still() {
                 if self.draining {
                     return ControlFlow::Break(());
                 }
@@ -173,7 +181,7 @@ impl EngineThread {
         // Whatever a broken step left behind is dropped with the old pool: no block of it can be matched again.
         self.scheduler = Scheduler::new(self.scheduler.config().clone());
         self.closing.clear();
-        self.batch = Batch::default();
+        self.flight = None;
     }
 
     /// Splits a request whose prompt is computed into its choices. The prompt's rows are drained once, before.

@@ -13,7 +13,7 @@ use crate::stats::FinishedReason;
 /// Bytes of rows that one step may bring to the host besides what clients wait for: about a tenth of a millisecond.
 ///
 /// A long reply must not hold up the tokens of others. The tests' replies are short, so their slices are, too.
-const DRAIN_SLICE: usize = if cfg!(test) { 48 } else { 512 << 10 };
+pub(crate) const DRAIN_SLICE: usize = if cfg!(test) { 48 } else { 512 << 10 };
 
 /// While a sequence runs, fewer rows than this are not worth a drain of their own.
 const DRAIN_ROWS: usize = if cfg!(test) { 4 } else { 64 };
@@ -61,12 +61,33 @@ impl EngineThread {
         }
         let key = sequence.request();
         self.scheduler.retire(seq);
-        let closing = Closing { seq, choice, key, ending, forwarded, upto };
+        let mut closing = Closing { seq, choice, key, ending, forwarded, upto };
         // While the engine stands still, there is no step to go on in.
-        if self.bytes_missing(&closing) > DRAIN_SLICE && !self.is_still() {
-            self.closing.push(closing);
-        } else {
-            self.close(closing);
+        if self.is_still() {
+            return self.close(closing);
+        }
+        if self.bytes_missing(&closing) <= DRAIN_SLICE {
+            self.drain_rest(&mut closing);
+            if !self.waits(&closing) {
+                return self.close(closing);
+            }
+        }
+        self.closing.push(closing);
+    }
+
+    /// Whether the rows of a choice are still on their way while a step is, which need not wait for them.
+    fn waits(&self, closing: &Closing) -> bool {
+        self.flight.is_some() && closing.choice.rows.as_ref().is_some_and(|rows| !rows.has_landed())
+    }
+
+    /// Drains the last rows, while the blocks are there.
+    fn drain_rest(&self, closing: &mut Closing) {
+        // Rows for a client that is gone would be copied for nothing.
+        let gone = self.live.get(&closing.key).is_none_or(|live| live.events.is_closed());
+        closing.choice.rows = closing.choice.rows.take().filter(|_| !gone);
+        if let (Some(rows), Some(sequence)) = (&mut closing.choice.rows, self.scheduler.get(closing.seq)) {
+            let upto = closing.upto.min(sequence.num_computed_tokens());
+            self.capture.drain(sequence, self.scheduler.pool(), rows, upto);
         }
     }
 
@@ -74,7 +95,8 @@ impl EngineThread {
     /// that run.
     pub(crate) fn drain_slice(&mut self, running: &[SeqId]) {
         let mut budget = DRAIN_SLICE;
-        while let Some(closing) = self.closing.first_mut() {
+        let mut at = 0;
+        while let Some(closing) = self.closing.get_mut(at) {
             let gone = self.live.get(&closing.key).is_none_or(|live| live.events.is_closed());
             if let (Some(rows), Some(sequence), false) =
                 (&mut closing.choice.rows, self.scheduler.get(closing.seq), gone)
@@ -88,7 +110,11 @@ impl EngineThread {
                     return;
                 }
             }
-            let closing = self.closing.remove(0);
+            if self.waits(&self.closing[at]) {
+                at += 1;
+                continue;
+            }
+            let closing = self.closing.remove(at);
             self.close(closing);
         }
         for seq in running {
@@ -116,22 +142,18 @@ impl EngineThread {
     }
 
     /// Drains the last rows while the blocks are there, releases them, and tells the client.
-    fn close(&mut self, closing: Closing) {
-        let Closing { seq, mut choice, key, ending, forwarded, upto } = closing;
+    fn close(&mut self, mut closing: Closing) {
+        self.drain_rest(&mut closing);
+        let Closing { seq, choice: Choice { rows, index, recomputed, .. }, key, ending, forwarded, upto } = closing;
         let Some(live) = self.live.get_mut(&key) else { return };
-        // Rows for a client that is gone would be copied for nothing.
-        let mut rows = choice.rows.take().filter(|_| !live.events.is_closed());
-        if let (Some(rows), Some(sequence)) = (&mut rows, self.scheduler.get(seq)) {
-            self.capture.drain(sequence, self.scheduler.pool(), rows, upto.min(sequence.num_computed_tokens()));
-        }
         self.scheduler.remove(seq);
-        let recomputed = rows.as_ref().filter(|_| choice.recomputed).map(|rows| weight_versions(rows, upto));
+        let recomputed = rows.as_ref().filter(|_| recomputed).map(|rows| weight_versions(rows, upto));
         // What deltas carried before is counted now: a client that goes away in between has not got its rows.
         let num_rows = rows.as_ref().map_or(0, |rows| upto.saturating_sub(rows.span().start));
         let rows_of_others = rows.as_ref().map_or(0, |rows| rows.rows_of_others());
         let routed_experts = rows.and_then(|rows| self.capture.deliver(rows, upto));
         // Until the prompt is computed, one sequence stands for all choices: they end as it does.
-        let indices = if live.prompt_sent { choice.index..choice.index + 1 } else { 0..live.request.sampling.n };
+        let indices = if live.prompt_sent { index..index + 1 } else { 0..live.request.sampling.n };
         let num_choices = indices.len() as u64;
         // Everything is counted before the client learns of the end, and may look.
         if let (Some(Ok(_)), Some(start)) = (&routed_experts, live.request.routed_experts_start) {
@@ -143,7 +165,7 @@ impl EngineThread {
         let finished_reason = FinishedReason { finished_reason: reason.as_str() };
         self.stats.request_success.get_or_create(&finished_reason).inc_by(num_choices);
         let finish = Some(Finish { reason, stop_reason, routed_experts, recomputed });
-        let delta = ChoiceDelta { index: choice.index, token_ids, text, logprobs, routed_experts: None, finish };
+        let delta = ChoiceDelta { index, token_ids, text, logprobs, routed_experts: None, finish };
         let events = live.events.clone();
         live.seqs.retain(|other| *other != seq);
         if live.seqs.is_empty() {

@@ -8,7 +8,7 @@ use moetrail_models::{Checkpoint, DtypeChoice};
 use moetrail_synthetic::{Layout, Synthetic, write_single};
 
 use crate::invariance_tests::{Alone, Met, check, load, runner};
-use crate::{Engine, EngineConfig, EngineHandle, Event, GenerateRequest, SamplingParams, TokenLogprobs};
+use crate::{Engine, EngineConfig, EngineHandle, Event, EventStream, GenerateRequest, SamplingParams, TokenLogprobs};
 
 fn start(gpu: Option<&Gpu>, folder: &Path, config: EngineConfig) -> Engine {
     let checkpoint = Checkpoint::open_folder(folder, "test").expect("the checkpoint opens");
@@ -48,6 +48,60 @@ fn a_request_gives_the_same_bits_alone_and_in_any_company() {
     let Some(gpu) = moetrail_emulation::gpu(7, 1 << 30) else { return };
     let (alone, met) = (Alone::on(Some(gpu)), Met::default());
     runner(8).run(&load(), |load| check(&alone, &load, &met)).unwrap_or_else(|error| panic!("{error}"));
+    let ahead = met.ahead.into_inner();
+    println!("{ahead} steps were issued ahead");
+    assert!(ahead >= 60, "only {ahead} steps were issued ahead");
+}
+
+/// Clients that go away while steps with their rows are on their way change nothing for those who stay.
+#[test]
+fn who_leaves_in_between_leaves_no_trace() {
+    let Some(gpu) = moetrail_emulation::gpu(9, 1 << 30) else { return };
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/qwen3_moe-a");
+    // Blocks of two slots, and few of them: those of one who left are another's in the next step.
+    let config = EngineConfig {
+        max_num_seqs: 4,
+        num_blocks: Some(36),
+        block_size: 2,
+        max_model_len: Some(40),
+        ..EngineConfig::default()
+    };
+    let engine = start(Some(&gpu), &folder, config);
+    let handle = engine.handle();
+    let request = |first: u32| GenerateRequest {
+        prompt: (first..first + 9).collect(),
+        sampling: SamplingParams {
+            max_tokens: 20,
+            temperature: 0.0,
+            ignore_eos: true,
+            detokenize: false,
+            ..SamplingParams::default()
+        },
+        routed_experts_start: Some(0),
+        ..GenerateRequest::default()
+    };
+    let outcome = |mut stream: EventStream| {
+        let (mut tokens, mut rows) = (Vec::new(), None);
+        while let Some(event) = stream.blocking_next() {
+            if let Event::Choice(delta) = event {
+                tokens.extend(delta.token_ids);
+                rows = delta.finish.and_then(|finish| finish.routed_experts).or(rows);
+            }
+        }
+        (tokens, rows.expect("rows were asked for").expect("they are there"))
+    };
+    let alone = outcome(handle.submit(request(5)).expect("the request is valid"));
+    for events in 0..6 {
+        let stays = handle.submit(request(5)).expect("the request is valid");
+        let mut leaves = handle.submit(request(60 + events)).expect("the request is valid");
+        (0..=events).for_each(|_| drop(leaves.blocking_next()));
+        drop(leaves);
+        let comes = handle.submit(request(5)).expect("the request is valid");
+        assert!(outcome(stays) == alone && outcome(comes) == alone, "{events} events");
+    }
+    // Of twenty steps of a request all but the first and the last are.
+    let (steps, ahead) = handle.stats().num_steps();
+    assert!(ahead >= 18 * 7, "{ahead} of {steps}");
 }
 
 /// What was sampled has the same log-probabilities when it is scored as a prompt, and no logits cross for either, but

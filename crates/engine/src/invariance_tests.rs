@@ -99,6 +99,8 @@ pub(crate) struct Met {
     several_choices: AtomicU32,
     swap: AtomicU32,
     recomputed: AtomicU32,
+    /// Steps that were issued ahead, in all cases together.
+    pub(crate) ahead: AtomicU32,
 }
 
 /// Runs one load and compares every request with itself alone.
@@ -116,6 +118,7 @@ pub(crate) fn check(alone: &Alone, load: &Load, met: &Met) -> Result<(), TestCas
     bump(&met.preemption, counter(&handle, "vllm:num_preemptions_total") > 0);
     bump(&met.prefix_hit, counter(&handle, "vllm:prefix_cache_hits_total") > 0);
     bump(&met.swap, counter(&handle, "moetrail_routed_experts_moved_bytes_total") > 0 && load.config.swap_space > 0);
+    met.ahead.fetch_add(counter(&handle, "moetrail_steps_ahead_total") as u32, Ordering::Relaxed);
     bump(&met.recomputed, outcomes.iter().any(|outcome| outcome.recomputed > 0));
     let longest = load.arrivals.iter().map(|a| a.request.prompt.len()).max().unwrap_or(0);
     bump(&met.several_chunks, longest > load.config.max_num_batched_tokens);
@@ -195,7 +198,8 @@ fn a_request_gives_the_same_bits_alone_and_in_any_company() {
     runner(500).run(&load(), |load| check(&alone, &load, &met)).unwrap_or_else(|error| panic!("{error}"));
     let kinds =
         [&met.preemption, &met.prefix_hit, &met.several_chunks, &met.several_choices, &met.swap, &met.recomputed];
-    let met = kinds.map(|c| c.load(Ordering::Relaxed));
+    let (met, ahead) = (kinds.map(|c| c.load(Ordering::Relaxed)), met.ahead.load(Ordering::Relaxed));
+    assert_eq!(ahead, 0, "on the host nothing is issued ahead");
     println!("of 500 cases, {met:?} met preemption, a prefix hit, several chunks, n > 1, swap, dropped state");
     assert!(met.iter().all(|met| *met >= 50), "a kind of case was met too rarely: {met:?}");
 }

@@ -13,8 +13,10 @@ mod failure_tests;
 #[cfg(test)]
 mod fault;
 mod finish;
+mod flight;
 #[cfg(test)]
 mod gpu_tests;
+mod hand_out;
 mod handle;
 mod info;
 #[cfg(test)]

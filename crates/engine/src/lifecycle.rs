@@ -30,6 +30,7 @@ pub(crate) struct FinishingPause {
 
 impl EngineThread {
     pub(crate) fn control(&mut self, order: Control) {
+        self.settle();
         // Whoever gave an order may have gone before it was carried out.
         match order {
             Control::Pause { mode, clear_cache, done } => self.pause(mode, clear_cache, done),
@@ -86,6 +87,9 @@ impl EngineThread {
 
     /// Ends a pause that waits for the live requests, once there are none.
     pub(crate) fn finish_pause(&mut self) {
+        if matches!(self.pause, Pause::Finishing(_)) && self.live.is_empty() {
+            self.settle();
+        }
         if let (Pause::Finishing(waits), true) = (&self.pause, self.live.is_empty()) {
             let clear_cache = waits.iter().any(|wait| wait.clear_cache);
             self.stand_still(clear_cache);
@@ -110,7 +114,7 @@ impl EngineThread {
         self.shared.paused.store(false, Ordering::Release);
     }
 
-    /// Drains every live sequence, takes its blocks, and leaves no block that could be matched.
+    /// Drains every live sequence, takes its blocks, and leaves no block that could be matched. No step is on its way.
     fn reset_cache(&mut self) {
         // Choices that have ended need their blocks for a moment only.
         self.close_all();

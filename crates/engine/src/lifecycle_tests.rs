@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use moetrail_kernels::gpu::Gpu;
 use moetrail_models::{Checkpoint, DtypeChoice};
 use moetrail_routes::{ExpertRows, TokenSpan};
 use moetrail_synthetic::{Layout, Synthetic};
@@ -21,8 +22,12 @@ fn written(synthetic: &Synthetic) -> TempDir {
 }
 
 fn start(folder: &Path) -> Engine {
+    start_on(None, folder)
+}
+
+fn start_on(gpu: Option<&Gpu>, folder: &Path) -> Engine {
     let checkpoint = Checkpoint::open_folder(folder, "synthetic").expect("the checkpoint opens");
-    let decoder = checkpoint.load(DtypeChoice::Auto, false).expect("the checkpoint loads");
+    let decoder = checkpoint.load_on(gpu, DtypeChoice::Auto, false).expect("the checkpoint loads");
     let config = EngineConfig { num_blocks: Some(64), block_size: 4, ..EngineConfig::default() };
     Engine::start(decoder, None, Vec::new(), config).expect("it starts")
 }
@@ -89,6 +94,20 @@ fn order<T>(order: impl Future<Output = Result<T, ControlError>>) -> Result<T, C
 
 #[test]
 fn rows_keep_the_version_that_computed_them() {
+    check_versions(None);
+}
+
+/// The new weights are packed while the old ones compute, on streams of one device.
+#[test]
+fn rows_keep_their_version_on_a_gpu() {
+    for seed in [0, 5] {
+        let Some(gpu) = moetrail_emulation::gpu(seed, 1 << 30) else { return };
+        check_versions(Some(&gpu));
+    }
+}
+
+fn check_versions(gpu: Option<&Gpu>) {
+    let start = |folder: &Path| start_on(gpu, folder);
     let (old, new) = (written(&Synthetic::new("qwen3_moe")), written(&Synthetic::new("qwen3_moe").seed(7)));
     let engine = start(old.path());
     let handle = engine.handle();

@@ -41,6 +41,11 @@ impl LogitRows {
         [&self.prompt_rows[..], &self.next_rows, &self.device.rows].concat()
     }
 
+    /// Whether nothing of the step is scored or sampled on the host.
+    pub(crate) fn is_on_device(&self) -> bool {
+        self.prompt_rows.is_empty() && self.next_rows.is_empty()
+    }
+
     /// Adds a row that scores a position of a prompt, on the device if it is said how.
     fn score(&mut self, row: usize, request: RequestKey, position: usize, on_device: Option<SampleParams>) {
         match on_device {
@@ -100,7 +105,8 @@ impl EngineThread {
                     wanted.score(row, sequence.request(), predicted, self.device_score(live, predicted));
                 }
                 if of_next {
-                    wanted.sample(row, scheduled.seq, self.device_tokens(live, scheduled.seq));
+                    let num_output = predicted - sequence.prompt_len();
+                    wanted.sample(row, scheduled.seq, self.device_tokens(live, scheduled.seq, num_output));
                 }
             }
         }

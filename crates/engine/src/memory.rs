@@ -81,6 +81,7 @@ fn warm_up(decoder: &Decoder, config: &EngineConfig, max_model_len: usize) -> Re
         seqs: &seqs,
         logit_rows: &logit_rows,
         replay: None,
+        awaited: None,
     };
     let HiddenOutput { hidden, marks } = decoder.hidden(&input, &mut kv, None)?;
     // Logits go to the host for next tokens; all rows of a prompt are scored on the device.

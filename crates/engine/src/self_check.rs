@@ -126,6 +126,7 @@ fn forward(decoder: &Decoder, layout: &RingLayout, pattern: u16) -> Result<Vec<u
         seqs: &[SeqSpan { rows: 0..num_tokens, first_position: 0, block_table: &[0] }],
         logit_rows: &[],
         replay: None,
+        awaited: None,
     };
     decoder.forward(&input, &mut kv, Some(ring_cells(&mut ring))).map_err(|error| failed(&error))?;
     ring.ids(0..num_tokens).map_err(|error| failed(&error))

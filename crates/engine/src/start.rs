@@ -6,7 +6,7 @@ use std::thread::JoinHandle;
 use moetrail_capture::{CaptureRing, RingLayout};
 use moetrail_kernels::pool;
 use moetrail_models::{Decoder, ModelError};
-use moetrail_sched::{Batch, Scheduler, SchedulerConfig};
+use moetrail_sched::{Scheduler, SchedulerConfig};
 use moetrail_text::Tokenizer;
 use rustc_hash::FxHashMap;
 
@@ -168,7 +168,8 @@ impl Engine {
             capture,
             swap: SwapSpace::new(num_host_blocks, bytes_per_block),
             scheduler,
-            batch: Batch::default(),
+            flight: None,
+            batches: Vec::new(),
             live: FxHashMap::default(),
             choices: FxHashMap::default(),
             closing: Vec::new(),

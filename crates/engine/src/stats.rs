@@ -50,6 +50,7 @@ pub struct EngineStats {
     pub(crate) generation_tokens: Counter,
     pub(crate) num_preemptions: Counter,
     pub(crate) iterations: Counter,
+    pub(crate) steps_ahead: Counter,
     pub(crate) logits_d2h_bytes: Counter,
     pub(crate) request_success: Family<FinishedReason, Counter>,
     pub(crate) time_to_first_token: Histogram,
@@ -90,6 +91,7 @@ impl EngineStats {
             generation_tokens: Counter::default(),
             num_preemptions: Counter::default(),
             iterations: Counter::default(),
+            steps_ahead: Counter::default(),
             logits_d2h_bytes: Counter::default(),
             request_success: Family::default(),
             time_to_first_token: latency(),
@@ -152,6 +154,8 @@ impl EngineStats {
         r.register("vllm:generation_tokens", "Tokens sampled", self.generation_tokens.clone());
         r.register("vllm:num_preemptions", "Sequences that lost their blocks to others", self.num_preemptions.clone());
         r.register("moetrail_iterations", "Forward passes", self.iterations.clone());
+        let ahead = "Forward passes issued before the one before them had ended";
+        r.register("moetrail_steps_ahead", ahead, self.steps_ahead.clone());
         r.register(
             "moetrail_logits_d2h_bytes",
             "Bytes of logits copied from the device, for settings that only the host samples under",
@@ -233,6 +237,11 @@ impl EngineStats {
     /// Rows moved with their blocks to the host or the device.
     pub(crate) fn count_moved(&self, to: &'static str, bytes: usize) {
         self.moved_bytes.get_or_create(&MovedTo { to }).inc_by(bytes as u64);
+    }
+
+    /// Forward passes so far, and how many of them were issued before the one before them had ended.
+    pub fn num_steps(&self) -> (u64, u64) {
+        (self.iterations.get(), self.steps_ahead.get())
     }
 
     /// The text that Prometheus scrapes.

@@ -14,7 +14,7 @@ CUresult cuStreamBeginCapture(CUstream s, CUstreamCaptureMode mode) {
   LOCK;
   IN_CONTEXT;
   DEMAND(mode == CU_STREAM_CAPTURE_MODE_RELAXED && !queue_of(s)->recording);
-  queue_of(s)->recording = new Recording;
+  queue_of(s)->recording = new Recording{{}, std::this_thread::get_id()};
   return CUDA_SUCCESS;
 }
 
@@ -22,6 +22,7 @@ CUresult cuStreamEndCapture(CUstream s, CUgraph* g) {
   LOCK;
   IN_CONTEXT;
   if (!queue_of(s)->recording) return CUDA_ERROR_ILLEGAL_STATE;
+  DEMAND(queue_of(s)->recording->by == std::this_thread::get_id());
   graphs.insert(queue_of(s)->recording);
   *g = (CUgraph)queue_of(s)->recording;
   queue_of(s)->recording = nullptr;

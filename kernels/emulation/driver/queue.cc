@@ -53,10 +53,10 @@ Moment* stand_in::moment_of(CUevent e) {
 }
 
 void stand_in::issue(Queue* queue, std::function<void()> work) {
-  if (queue->recording)
-    queue->recording->ops.push_back(work);
-  else
-    queue->ops.push_back({Op::WORK, work, nullptr, 0});
+  if (!queue->recording) return queue->ops.push_back({Op::WORK, work, nullptr, 0});
+  // Of another thread it would be recorded by chance.
+  DEMAND(queue->recording->by == std::this_thread::get_id());
+  queue->recording->ops.push_back(work);
 }
 
 extern "C" {

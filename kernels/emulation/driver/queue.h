@@ -4,6 +4,7 @@
 
 #include <deque>
 #include <functional>
+#include <thread>
 #include <vector>
 
 namespace stand_in {
@@ -26,6 +27,7 @@ struct Op {
 // A graph.
 struct Recording {
   std::vector<std::function<void()>> ops;
+  std::thread::id by;
 };
 
 struct Queue {

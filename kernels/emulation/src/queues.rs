@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::fmt;
 use std::sync::Arc;
+use std::thread::{self, ThreadId};
 
 use moetrail_kernels::gpu::{Event, Graph, Stream};
 
@@ -16,13 +17,14 @@ enum Step {
 }
 
 pub(crate) struct Queues {
-    /// Compute, copy.
-    steps: [VecDeque<Step>; 2],
+    /// Compute, copy, load.
+    steps: [VecDeque<Step>; 3],
     /// Where each event is recorded.
     recorded_on: HashMap<Event, usize>,
     happened: HashSet<Event>,
     next: u64,
-    recording: Option<Vec<Op>>,
+    /// Who records, and what was recorded.
+    recording: Option<(ThreadId, Vec<Op>)>,
     graphs: HashMap<Graph, Vec<Op>>,
     chance: u64,
 }
@@ -30,7 +32,7 @@ pub(crate) struct Queues {
 impl Queues {
     pub(crate) fn new(seed: u64) -> Queues {
         Queues {
-            steps: [VecDeque::new(), VecDeque::new()],
+            steps: Default::default(),
             recorded_on: HashMap::new(),
             happened: HashSet::new(),
             next: 1,
@@ -41,7 +43,8 @@ impl Queues {
     }
 
     pub(crate) fn issue(&mut self, stream: Stream, op: Op) {
-        if let (Some(recording), Stream::Compute) = (&mut self.recording, stream) {
+        if let (Some((thread, recording)), Stream::Compute) = (&mut self.recording, stream) {
+            assert_eq!(*thread, thread::current().id(), "another thread's work within a recording");
             recording.push(op);
             return;
         }
@@ -50,7 +53,7 @@ impl Queues {
     }
 
     pub(crate) fn record(&mut self, stream: Stream) -> Event {
-        assert!(self.recording.is_none(), "an event within a recording");
+        self.must_not_record(stream);
         let event = Event(self.next);
         self.next += 1;
         self.recorded_on.insert(event, index(stream));
@@ -60,6 +63,7 @@ impl Queues {
     }
 
     pub(crate) fn wait(&mut self, stream: Stream, event: Event) {
+        self.must_not_record(stream);
         self.steps[index(stream)].push_back(Step::Wait(event));
     }
 
@@ -76,7 +80,7 @@ impl Queues {
     }
 
     pub(crate) fn run_all(&mut self) {
-        for stream in 0..2 {
+        for stream in 0..self.steps.len() {
             while !self.steps[stream].is_empty() {
                 self.step(stream);
             }
@@ -84,17 +88,21 @@ impl Queues {
     }
 
     pub(crate) fn begin_graph(&mut self) {
-        assert!(self.recording.replace(Vec::new()).is_none(), "a recording within a recording");
+        self.must_not_record(Stream::Compute);
+        self.recording = Some((thread::current().id(), Vec::new()));
     }
 
     pub(crate) fn end_graph(&mut self) -> Graph {
         let graph = Graph(self.next);
         self.next += 1;
-        self.graphs.insert(graph, self.recording.take().expect("a recording was begun"));
+        let (thread, recording) = self.recording.take().expect("a recording was begun");
+        assert_eq!(thread, thread::current().id(), "another thread's recording");
+        self.graphs.insert(graph, recording);
         graph
     }
 
     pub(crate) fn launch_graph(&mut self, graph: Graph) {
+        self.must_not_record(Stream::Compute);
         for op in self.graphs[&graph].clone() {
             self.issue(Stream::Compute, op);
         }
@@ -102,6 +110,10 @@ impl Queues {
 
     pub(crate) fn drop_graph(&mut self, graph: Graph) {
         self.graphs.remove(&graph);
+    }
+
+    fn must_not_record(&self, stream: Stream) {
+        assert!(stream != Stream::Compute || self.recording.is_none(), "what cannot be recorded, within a recording");
     }
 
     /// Does the next thing of a stream, and first whatever it waits for.
@@ -122,7 +134,7 @@ impl Queues {
             self.chance ^= self.chance << shift.0;
             self.chance ^= self.chance >> if shift.1 == 0 { 11 } else { shift.1 };
         }
-        let stream = (self.chance >> 20 & 1) as usize;
+        let stream = (self.chance >> 20) as usize % self.steps.len();
         for _ in 0..self.chance >> 30 & 3 {
             if !self.steps[stream].is_empty() {
                 self.step(stream);
@@ -135,11 +147,12 @@ fn index(stream: Stream) -> usize {
     match stream {
         Stream::Compute => 0,
         Stream::Copy => 1,
+        Stream::Load => 2,
     }
 }
 
 impl fmt::Debug for Queues {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(out, "Queues({} and {} steps)", self.steps[0].len(), self.steps[1].len())
+        write!(out, "Queues({:?} steps)", [0, 1, 2].map(|stream: usize| self.steps[stream].len()))
     }
 }

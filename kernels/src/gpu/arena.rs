@@ -13,7 +13,7 @@ const REGION: usize = 32 << 20;
 /// Hands out device memory without asking the device: equal steps get equal addresses, so that a recorded step can be
 /// launched again. A clone is the same arena.
 ///
-/// All users issue to one stream, so memory may be handed out again while what used it before is still to happen.
+/// All users issue to [`Stream::Compute`], so memory may be handed out again while what used it before is still to happen.
 #[derive(Clone, Debug)]
 pub struct Arena {
     gpu: Gpu,
@@ -38,6 +38,7 @@ pub struct Scratch {
 impl Arena {
     /// An empty arena, which grows as it is asked.
     pub fn new(gpu: &Gpu) -> Arena {
+        gpu.must_compute();
         Arena { gpu: gpu.clone(), regions: Arc::default() }
     }
 

@@ -52,13 +52,15 @@ pub struct Launch {
     pub shared: u32,
 }
 
-/// What runs in the order in which it was issued, and unordered with the other stream.
+/// What runs in the order in which it was issued, and unordered with the other streams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stream {
     /// Kernels, and copies that they depend on.
     Compute,
     /// Copies to the host that nothing on the device waits for.
     Copy,
+    /// Weights that are packed while others compute.
+    Load,
 }
 
 /// A point in a stream.
@@ -165,7 +167,8 @@ pub trait Driver: Send + Sync + fmt::Debug {
     /// Forgets an event.
     fn forget(&self, event: Event);
 
-    /// From now on launches on [`Stream::Compute`] are recorded and not issued.
+    /// From now on what this thread issues to [`Stream::Compute`] is recorded and not issued. Until the recording ends no
+    /// other thread issues anything there. To the other streams all may issue meanwhile, and memory may be given back.
     fn begin_graph(&self) -> Result<(), GpuError>;
 
     /// Ends a recording.

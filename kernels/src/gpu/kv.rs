@@ -47,6 +47,7 @@ impl DeviceKv {
         head_dim: usize,
         dtype: WeightDtype,
     ) -> Result<DeviceKv, GpuError> {
+        gpu.must_compute();
         let shape = KvShape { num_blocks, block_size, kv_heads, head_dim, dtype };
         let buffer = DeviceBuffer::filled(gpu, 2 * num_layers * shape.layer_bytes(), 0)?;
         Ok(DeviceKv { gpu: gpu.clone(), buffer, num_layers, shape })

@@ -127,7 +127,7 @@ pub(crate) fn pack(
         _ => view.rows,
     };
     let reach = |rows: usize| (rows - 1) * view.row_stride + (view.cols - 1) * view.col_stride + 1;
-    let stored = DeviceBuffer::new(gpu, reach(rows_at_once) * width)?;
+    let stored = gpu.stored(reach(rows_at_once) * width)?;
     let kernel = by_dtype(
         dtype,
         [
@@ -150,7 +150,8 @@ pub(crate) fn pack(
             int(view.col_stride).into(),
             int(cols16).into(),
         ];
-        // SAFETY: the view was checked, and the caller's matrix has these rows; `stored` is given back after the kernel ran.
+        // SAFETY: the view was checked, and the caller's matrix has these rows; `stored` is written again on this
+        // stream alone, and given back after the kernel ran.
         unsafe { gpu.launch(Launch { kernel, grid, block: 128, shared: 0 }, &args)? };
     }
     Ok(())

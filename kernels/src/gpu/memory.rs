@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::gpu::driver::{Address, CopyKind, Driver, Pitched, Stream};
+use crate::gpu::driver::{Address, CopyKind, Driver, Pitched};
 use crate::gpu::{Gpu, GpuError};
 
 /// Device memory with a stable address.
@@ -21,11 +21,11 @@ impl DeviceBuffer {
         Ok(DeviceBuffer { driver, address, bytes })
     }
 
-    /// Memory with every byte `value`.
+    /// Memory with every byte `value`, at this place of the handle's stream.
     pub fn filled(gpu: &Gpu, bytes: usize, value: u8) -> Result<DeviceBuffer, GpuError> {
         let buffer = DeviceBuffer::new(gpu, bytes)?;
         // SAFETY: the buffer is as long, and given back only after what was issued has happened.
-        unsafe { buffer.driver.fill(Stream::Compute, buffer.address, value, bytes)? };
+        unsafe { buffer.driver.fill(gpu.stream(), buffer.address, value, bytes)? };
         Ok(buffer)
     }
 
@@ -145,7 +145,7 @@ pub(crate) fn bytes_of_mut<T: Plain>(values: &mut [T]) -> &mut [u8] {
 const SLICE: usize = 32 << 20;
 
 impl Gpu {
-    /// Copies bytes to the device, behind all that was issued; they are there when the call returns.
+    /// Copies bytes to the device, behind all that was issued to this handle's stream; they are there when the call returns.
     pub fn upload(&self, to: Address, bytes: &[u8]) -> Result<(), GpuError> {
         let mut staging = self.staging(bytes.len().min(SLICE))?;
         for (index, slice) in bytes.chunks(SLICE).enumerate() {
@@ -153,53 +153,30 @@ impl Gpu {
             let to = Pitched { first: to.at(index * SLICE).0, pitch: 0 };
             let from = Pitched { first: staging.address(), pitch: 0 };
             // SAFETY: the caller names its own device memory; the staging lives until the copy has happened.
-            unsafe { self.driver().copy(Stream::Compute, CopyKind::ToDevice, to, from, slice.len(), 1)? };
-            self.finish(Stream::Compute)?;
+            unsafe { self.driver().copy(self.stream, CopyKind::ToDevice, to, from, slice.len(), 1)? };
+            self.finish(self.stream)?;
         }
         Ok(())
     }
 
-    /// Copies bytes from the device, behind all that was issued to [`Stream::Compute`].
+    /// Copies bytes from the device, behind all that was issued to this handle's stream.
     pub fn download(&self, from: Address, bytes: &mut [u8]) -> Result<(), GpuError> {
         let staging = self.staging(bytes.len().min(SLICE))?;
         for (index, slice) in bytes.chunks_mut(SLICE).enumerate() {
             let from = Pitched { first: from.at(index * SLICE).0, pitch: 0 };
             let to = Pitched { first: staging.address(), pitch: 0 };
             // SAFETY: as in `upload`.
-            unsafe { self.driver().copy(Stream::Compute, CopyKind::ToHost, to, from, slice.len(), 1)? };
-            self.finish(Stream::Compute)?;
+            unsafe { self.driver().copy(self.stream, CopyKind::ToHost, to, from, slice.len(), 1)? };
+            self.finish(self.stream)?;
             slice.copy_from_slice(&staging.bytes()[..slice.len()]);
         }
         Ok(())
     }
 
-    /// The values at an address, behind all that was issued to [`Stream::Compute`].
+    /// The values at an address, behind all that was issued to this handle's stream.
     pub fn read<T: Plain + Default>(&self, from: Address, len: usize) -> Result<Vec<T>, GpuError> {
         let mut values = vec![T::default(); len];
         self.download(from, bytes_of_mut(&mut values))?;
         Ok(values)
-    }
-
-    /// The values at several addresses, behind all that was issued to [`Stream::Compute`]: one wait for all.
-    pub fn read_all<T: Plain + Default>(&self, parts: &[(Address, usize)]) -> Result<Vec<Vec<T>>, GpuError> {
-        let staging = self.staging(parts.iter().map(|(_, len)| len * size_of::<T>()).sum())?;
-        let mut first = 0;
-        for (from, len) in parts.iter().filter(|(_, len)| *len > 0) {
-            let (from, bytes) = (Pitched { first: from.0, pitch: 0 }, len * size_of::<T>());
-            let to = Pitched { first: staging.address() + first as u64, pitch: 0 };
-            // SAFETY: as in `upload`.
-            unsafe { self.driver().copy(Stream::Compute, CopyKind::ToHost, to, from, bytes, 1)? };
-            first += bytes;
-        }
-        self.finish(Stream::Compute)?;
-        let mut rest = staging.bytes();
-        let values = parts.iter().map(|(_, len)| {
-            let mut values = vec![T::default(); *len];
-            let (own, after) = rest.split_at(len * size_of::<T>());
-            bytes_of_mut(&mut values).copy_from_slice(own);
-            rest = after;
-            values
-        });
-        Ok(values.collect())
     }
 }

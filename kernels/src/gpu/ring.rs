@@ -24,6 +24,7 @@ impl DeviceRing {
         top_k: usize,
         wide: bool,
     ) -> Result<DeviceRing, GpuError> {
+        gpu.must_compute();
         let bytes = num_slots * moe_layers * top_k * if wide { 2 } else { 1 };
         let buffer = DeviceBuffer::filled(gpu, bytes, 0)?;
         Ok(DeviceRing { gpu: gpu.clone(), buffer, num_slots, moe_layers, top_k, wide })

@@ -3,7 +3,7 @@
 use crate::error::{KernelError, check_index, check_shape};
 use crate::gpu::memory::bytes_of;
 use crate::gpu::rows::int;
-use crate::gpu::{Address, Arena, Arg, DeviceRows, GpuError, Launch, Scratch, Stream};
+use crate::gpu::{Address, Arena, Arg, DeviceRows, Gpu, GpuError, Launch, Scratch, Stream};
 
 const OP: &str = "sample";
 
@@ -158,7 +158,7 @@ pub struct DeviceSamples {
 }
 
 impl DeviceSamples {
-    /// Where the words are, u32 `[len, row_words]`, and how many: for [`Gpu::read_all`](crate::gpu::Gpu::read_all).
+    /// Where the words are, u32 `[len, row_words]`, and how many: for [`Gpu::send_words`](crate::gpu::Gpu::send_words).
     pub fn place(&self) -> (Address, usize) {
         (self.words.address(), self.len() * self.row_words())
     }
@@ -171,6 +171,11 @@ impl DeviceSamples {
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.logprobs.is_empty()
+    }
+
+    /// Where they are.
+    pub(crate) fn gpu(&self) -> &Gpu {
+        self.words.gpu()
     }
 
     /// Words of a token: id, NaN, logprob, rank, then ids and logprobs of the most likely tokens.

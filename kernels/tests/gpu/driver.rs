@@ -1,11 +1,16 @@
 //! What a [`Driver`](moetrail_kernels::gpu::Driver) promises, of whichever device is tested.
 
+use std::sync::mpsc;
+use std::thread;
+
+use moetrail_kernels::WeightDtype;
 use moetrail_kernels::gpu::{
-    Address, Arena, CopyKind, DeviceBuffer, Gpu, Launch, PinnedBuffer, Pitched, Stream, cuda, select_rows,
+    Address, Arena, CopyKind, DeviceBuffer, DeviceMatrix, Gpu, Launch, PinnedBuffer, Pitched, Stream, cuda, embedding,
+    select_rows,
 };
 use proptest::prelude::*;
 
-use crate::device::{floats, gpu, is_cuda};
+use crate::device::{floats, gpu, is_cuda, matrix};
 use crate::toss::Toss;
 
 fn at(address: Address, first: usize, pitch: usize) -> Pitched {
@@ -120,6 +125,79 @@ proptest! {
         gpu.finish(Stream::Compute).unwrap();
         copied.into_iter().for_each(|event| driver.forget(event));
     }
+
+    /// One thread loads weights and gives memory back again and again, while another records and launches: the weights are
+    /// those that were stored, and a recording holds what its own thread issued, and nothing else.
+    #[test]
+    fn weights_are_loaded_beside_recordings(
+        seed: u64, n in 1usize..5, width in 1usize..70, turns in 1usize..5,
+        dtype in prop::sample::select(vec![WeightDtype::F32, WeightDtype::BF16, WeightDtype::F16]),
+    ) {
+        let Some(gpu) = gpu(seed) else { return Ok(()) };
+        let (arena, mut toss) = (Arena::new(&gpu), Toss::new(seed));
+        let values: Vec<f32> = toss.values(6 * width);
+        let x = floats(&arena, &values, width);
+        let ids = DeviceBuffer::filled(&gpu, n * 4, 0).unwrap();
+        let driver = gpu.driver();
+        thread::scope(|scope| {
+            // Nobody loads the next before this one is taken.
+            let (load, loaded) = mpsc::sync_channel(0);
+            let loading = gpu.for_loading();
+            scope.spawn(move || {
+                let mut toss = Toss::new(!seed);
+                loop {
+                    let (rows, cols) = (1 + toss.below(40), 1 + toss.below(90));
+                    drop(DeviceBuffer::filled(&loading, rows, 1).unwrap());
+                    let (weights, values) = matrix(&loading, &mut toss, rows, cols, dtype);
+                    loading.finish(Stream::Load).unwrap();
+                    if load.send((weights, values)).is_err() {
+                        return;
+                    }
+                }
+            });
+            let check = |(weights, values): (DeviceMatrix, Vec<f32>)| {
+                let all: Vec<u32> = (0..weights.out_features() as u32).collect();
+                let all = DeviceBuffer::of(&gpu, &all).unwrap();
+                let rows = embedding(&arena, &weights, all.address(), weights.out_features()).unwrap();
+                assert_eq!(rows.to_host(0, rows.len()).unwrap(), values);
+            };
+            for turn in 0..turns {
+                driver.begin_graph().unwrap();
+                let out = select_rows(&arena, &x, None, ids.address(), n).unwrap();
+                // The second of them is loaded within the recording from beginning to end.
+                let within = [loaded.recv().unwrap(), loaded.recv().unwrap()];
+                drop(DeviceBuffer::new(&gpu, 1 + turn).unwrap());
+                let graph = driver.end_graph().unwrap();
+                let picked: Vec<u32> = (0..n).map(|_| toss.below(6) as u32).collect();
+                gpu.upload(ids.address(), &picked.iter().flat_map(|id| id.to_le_bytes()).collect::<Vec<_>>()).unwrap();
+                driver.launch_graph(graph).unwrap();
+                let expected: Vec<f32> = picked.iter().flat_map(|&id| values[id as usize * width..][..width].to_vec()).collect();
+                assert_eq!(out.to_host(0, n).unwrap(), expected);
+                within.into_iter().for_each(check);
+                check(loaded.recv().unwrap());
+                driver.drop_graph(graph);
+            }
+            drop(loaded);
+        });
+    }
+}
+
+/// What is loaded lies behind what was loaded before, and not behind what is computed: `for_loading` is a stream of its
+/// own, also where streams advance as late as they may.
+#[test]
+fn loading_waits_for_no_step() {
+    let Some(gpu) = gpu(0) else { return };
+    let memory = DeviceBuffer::filled(&gpu, 64, 1).unwrap();
+    gpu.finish(Stream::Compute).unwrap();
+    let event = gpu.driver().record(Stream::Compute).unwrap();
+    let loading = gpu.for_loading();
+    loading.upload(memory.address().at(16), &[2; 48]).unwrap();
+    assert_eq!(loading.read::<u8>(memory.address(), 48).unwrap(), [[1; 16], [2; 16], [2; 16]].concat());
+    // Nothing but a wait for it moves the emulation's other stream.
+    assert!(is_cuda() || !gpu.driver().has_happened(event).unwrap());
+    gpu.driver().forget(event);
+    assert_eq!((loading.stream(), gpu.stream()), (Stream::Load, Stream::Compute));
+    assert!(gpu.clone().with_deterministic(true).for_loading().is_deterministic());
 }
 
 /// Where there is no device, or nothing in this build that could use it, that is said in a line.

@@ -1,5 +1,5 @@
 use moetrail_kernels::gpu::{
-    Arena, DeviceBuffer, Gpu, SampleBatch, SampleParams, SampledToken, sample, sample_with_limits,
+    Arena, DeviceBuffer, Gpu, SampleBatch, SampleParams, SampledToken, sample, sample_with_limits, take_sampled,
 };
 use moetrail_kernels::reference;
 use proptest::prelude::*;
@@ -140,7 +140,9 @@ proptest! {
 fn tokens_name_their_rows() {
     let Some(gpu) = gpu(4) else { return };
     let (vocab, mut toss) = (700, Toss::new(4));
-    let logits: Vec<f32> = (0..4).flat_map(|_| row(&mut toss, vocab)).collect();
+    let mut logits: Vec<f32> = (0..4).flat_map(|_| row(&mut toss, vocab)).collect();
+    logits[3 * vocab] = f32::NAN;
+    let id = |token: SampledToken| token.token.unwrap_or(0);
     let arena = Arena::new(&gpu);
     let rows = floats(&arena, &logits, vocab);
     let mut samples = Vec::new();
@@ -153,7 +155,7 @@ fn tokens_name_their_rows() {
         assert_eq!(samples.last().map(|samples| samples.len()), Some(tokens.len()));
     }
     let places: Vec<_> = samples.iter().map(|samples| samples.place()).collect();
-    let words = gpu.read_all(&places).unwrap();
+    let words = gpu.send_words(&places).unwrap().finish().unwrap();
     for ((tokens, samples), words) in batches.iter().zip(&samples).zip(&words) {
         for ((row, params), got) in tokens.iter().zip(samples.parse(words)) {
             let own = &logits[*row as usize * vocab..][..vocab];
@@ -161,6 +163,12 @@ fn tokens_name_their_rows() {
             assert_eq!(format!("{got:?}"), format!("{:?}", run(&gpu, own, &[*params], None)[0]));
         }
     }
+    // The next step's rows take some of them, counted over the batches; others keep their ids.
+    let tokens: Vec<u32> = samples.iter().zip(&words).flat_map(|(s, words)| s.parse(words)).map(id).collect();
+    let sources = [5, u32::MAX, 0, 6, 2];
+    let (ids, sources) = (DeviceBuffer::of(&gpu, &[900u32; 5]).unwrap(), DeviceBuffer::of(&gpu, &sources).unwrap());
+    take_sampled(&samples, sources.address(), ids.address(), 5).unwrap();
+    assert_eq!(gpu.read::<u32>(ids.address(), 5).unwrap(), [tokens[5], 900, tokens[0], 900, tokens[2]]);
     let beyond = SampleBatch::new(&[(4, GREEDY)]);
     let words = DeviceBuffer::of(&gpu, beyond.words()).unwrap();
     assert!(sample(&arena, &rows, &beyond, words.address()).is_err());

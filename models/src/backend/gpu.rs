@@ -21,6 +21,8 @@ use crate::step::StepInput;
 #[derive(Debug)]
 pub(crate) struct GpuBackend {
     pub(crate) arena: Arena,
+    /// What weights are packed with.
+    loading: Gpu,
     /// Of operands and the cache.
     dtype: WeightDtype,
     /// One step at a time is begun.
@@ -57,7 +59,7 @@ impl GpuBackend {
     /// A backend whose operands are of this dtype.
     pub(crate) fn new(gpu: &Gpu, dtype: WeightDtype) -> Self {
         let (upload, sampling, recordings) = Default::default();
-        Self { arena: Arena::new(gpu), dtype, upload, sampling, recordings }
+        Self { arena: Arena::new(gpu), loading: gpu.for_loading(), dtype, upload, sampling, recordings }
     }
 
     pub(crate) fn gpu(&self) -> &Gpu {
@@ -101,33 +103,37 @@ impl Backend for GpuBackend {
     }
 
     fn matrix(&self, out: usize, inp: usize, _format: WeightFormat) -> KernelResult<DeviceMatrixBuilder> {
-        Ok(DeviceMatrixBuilder::zeros(self.gpu(), out, inp, self.dtype)?)
+        Ok(DeviceMatrixBuilder::zeros(&self.loading, out, inp, self.dtype)?)
     }
 
     fn experts(&self, config: &ModelConfig, _formats: [WeightFormat; 2]) -> KernelResult<DeviceExpertsBuilder> {
         let (count, hidden, inter) = (config.num_experts, config.hidden_size, config.moe_intermediate_size);
-        Ok(DeviceExperts::builder(self.gpu(), count, hidden, inter, self.dtype)?)
+        Ok(DeviceExperts::builder(&self.loading, count, hidden, inter, self.dtype)?)
     }
 
     fn with_bias(&self, matrix: DeviceMatrix, bias: Option<Vec<f32>>) -> Result<DeviceLinear> {
-        let bias = bias.map(|bias| DeviceBuffer::of(self.gpu(), &bias)).transpose()?;
+        let bias = bias.map(|bias| DeviceBuffer::of(&self.loading, &bias)).transpose()?;
         Ok(DeviceLinear { matrix, bias: bias.map(Arc::new) })
     }
 
     fn router(&self, gate: WeightView<'_>) -> KernelResult<Arc<DeviceRouter>> {
-        Ok(Arc::new(DeviceRouter::new(self.gpu(), gate, None)?))
+        Ok(Arc::new(DeviceRouter::new(&self.loading, gate, None)?))
     }
 
     fn vector(&self, values: Vec<f32>) -> Result<Arc<DeviceBuffer>> {
-        Ok(DeviceBuffer::of(self.gpu(), &values).map(Arc::new)?)
+        Ok(DeviceBuffer::of(&self.loading, &values).map(Arc::new)?)
     }
 
     fn qk_norm(&self, norm: QkNorm) -> Result<Arc<DeviceQkNorm>> {
-        Ok(DeviceQkNorm::new(self.gpu(), &norm).map(Arc::new)?)
+        Ok(DeviceQkNorm::new(&self.loading, &norm).map(Arc::new)?)
     }
 
     fn rope(&self, table: RopeTable) -> Result<Arc<DeviceRope>> {
-        Ok(DeviceRope::new(self.gpu(), &table).map(Arc::new)?)
+        Ok(DeviceRope::new(&self.loading, &table).map(Arc::new)?)
+    }
+
+    fn loaded(&self) -> Result<()> {
+        Ok(self.loading.finish(self.loading.stream())?)
     }
 
     fn kv(&self, config: &ModelConfig, num_blocks: usize, block_size: usize, dtype: WeightDtype) -> Result<DeviceKv> {

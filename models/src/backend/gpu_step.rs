@@ -1,9 +1,9 @@
 use std::sync::Arc;
 
-use moetrail_kernels::gpu::{Address, AttentionPlan, DeviceRing, Scratch, Upload, bytes_of};
+use moetrail_kernels::gpu::{Address, AttentionPlan, DeviceRing, Scratch, Upload, bytes_of, take_sampled};
 
 use crate::error::Result;
-use crate::pending::DeviceMarks;
+use crate::pending::{DeviceMarks, MarksShape};
 use crate::step::StepInput;
 
 /// Where a step's numbers are on the device.
@@ -25,7 +25,7 @@ pub(crate) struct GpuStep<'a> {
 }
 
 impl<'a> GpuStep<'a> {
-    /// Issues the copy of a step's numbers, and makes its marks zero.
+    /// Issues the copy of a step's numbers, completes its tokens, and makes its marks zero.
     pub(crate) fn new(
         upload: &mut Upload,
         marks: Arc<Scratch>,
@@ -36,7 +36,8 @@ impl<'a> GpuStep<'a> {
     ) -> Result<Self> {
         let num_rows = input.token_ids.len();
         let (row_of, ids) = input.replay.map_or((&[][..], &[][..]), |replay| (replay.row_of, replay.ids));
-        let [token_ids, positions, slots, logit_rows, plan_at, row_of, ids] = upload.put([
+        let sources = input.awaited.map_or(&[][..], |awaited| awaited.sources);
+        let [token_ids, positions, slots, logit_rows, plan_at, row_of, ids, sources] = upload.put([
             bytes_of(input.token_ids),
             bytes_of(input.positions),
             bytes_of(input.slot_mapping),
@@ -44,7 +45,11 @@ impl<'a> GpuStep<'a> {
             bytes_of(plan.words()),
             bytes_of(row_of),
             bytes_of(ids),
+            bytes_of(sources),
         ])?;
+        if let Some(awaited) = input.awaited {
+            take_sampled(&awaited.samples.0, sources, token_ids, num_rows)?;
+        }
         marks.fill(0, 2 * num_rows * 4)?;
         Ok(Self {
             num_rows,
@@ -64,6 +69,7 @@ impl<'a> GpuStep<'a> {
 
     /// What the routers are to tell of the first `num_rows` rows.
     pub(crate) fn marks(self, num_rows: usize) -> DeviceMarks {
-        DeviceMarks { words: self.marks, step_rows: self.num_rows, num_rows, replayed: self.replay.is_some() }
+        let shape = MarksShape { step_rows: self.num_rows, num_rows, replayed: self.replay.is_some() };
+        DeviceMarks { words: self.marks, shape }
     }
 }

@@ -61,6 +61,10 @@ pub(crate) trait Backend: Clone + fmt::Debug + Send + Sync + 'static {
     fn vector(&self, values: Vec<f32>) -> Result<Self::Vector>;
     fn qk_norm(&self, norm: QkNorm) -> Result<Self::QkNorm>;
     fn rope(&self, table: RopeTable) -> Result<Self::Rope>;
+    /// Blocks until the weights are where they were put: steps do not wait for them.
+    fn loaded(&self) -> Result<()> {
+        Ok(())
+    }
     fn kv(&self, config: &ModelConfig, num_blocks: usize, block_size: usize, dtype: WeightDtype) -> Result<Self::Kv>;
 
     fn matrix_bytes(matrix: &Self::Matrix) -> usize;

@@ -8,6 +8,7 @@ use moetrail_kernels::gpu::{
     Upload, attention_splits,
 };
 
+use crate::awaited::Awaited;
 use crate::backend::GpuBackend;
 use crate::backend::gpu_step::GpuStep;
 use crate::config::ModelConfig;
@@ -83,6 +84,7 @@ struct Padded {
     slots: Vec<u32>,
     logit_rows: Vec<u32>,
     replay: Option<(Vec<u32>, Vec<u16>)>,
+    sources: Vec<u32>,
 }
 
 impl Network<GpuBackend> {
@@ -145,7 +147,7 @@ impl Network<GpuBackend> {
     ) -> Result<Recording> {
         let gpu = self.backend.gpu().clone();
         // As large as it will ever be, so that it stays where it is.
-        let bytes = 7 * 16 + 4 * (4 * input.token_ids.len() + plan.words().len() + input.token_ids.len());
+        let bytes = 8 * 16 + 4 * (6 * input.token_ids.len() + plan.words().len());
         let ids =
             input.replay.map_or(0, |_| input.token_ids.len() * config.moe_layers.len() * config.num_experts_per_tok);
         let mut upload = Upload::new(&gpu, bytes + 2 * ids)?;
@@ -202,6 +204,7 @@ impl Padded {
             slots: extended(input.slot_mapping, NO_SLOT),
             logit_rows: input.logit_rows.iter().copied().chain(input.token_ids.len() as u32..rows as u32).collect(),
             replay,
+            sources: input.awaited.map_or(Vec::new(), |awaited| extended(awaited.sources, Awaited::KNOWN)),
         }
     }
 
@@ -213,6 +216,7 @@ impl Padded {
             seqs: input.seqs,
             logit_rows: &self.logit_rows,
             replay: self.replay.as_ref().map(|(row_of, ids)| Replay { row_of, ids }),
+            awaited: input.awaited.map(|awaited| Awaited { sources: &self.sources, ..awaited }),
         }
     }
 }

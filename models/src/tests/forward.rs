@@ -39,6 +39,7 @@ fn capture_changes_no_bit_and_writes_only_the_slots_of_the_step() {
         seqs: &seqs,
         logit_rows: &[5, 2],
         replay: None,
+        awaited: None,
     };
     let free = decoder.forward(&input, &mut decoder.new_kv(12, 1).unwrap(), None).unwrap();
     let width = 3 * 2;
@@ -112,6 +113,7 @@ fn a_row_whose_router_sees_nan_is_named() {
         seqs: &seqs,
         logit_rows: &[0],
         replay: None,
+        awaited: None,
     };
     let output = decoder.forward(&input, &mut decoder.new_kv(3, BLOCK_SIZE).unwrap(), None).unwrap();
     assert_eq!(output.nan_rows, [1]);
@@ -130,6 +132,7 @@ fn steps_that_do_not_fit_are_refused() {
         seqs: &seqs,
         logit_rows: &[1],
         replay: None,
+        awaited: None,
     };
     let mut kv = decoder.new_kv(2, BLOCK_SIZE).unwrap();
     decoder.forward(&good, &mut kv, None).unwrap();
@@ -157,8 +160,15 @@ fn steps_that_do_not_fit_are_refused() {
     let error = decoder.forward(&good, &mut kv, Some(RingCells::U8(&mut ring).into())).unwrap_err().to_string();
     assert!(error.contains("ring: expected 8 slots of 6 cells, found 47 cells"), "{error}");
 
-    let nothing =
-        StepInput { token_ids: &[], positions: &[], slot_mapping: &[], seqs: &[], logit_rows: &[], replay: None };
+    let nothing = StepInput {
+        token_ids: &[],
+        positions: &[],
+        slot_mapping: &[],
+        seqs: &[],
+        logit_rows: &[],
+        replay: None,
+        awaited: None,
+    };
     assert_eq!(decoder.forward(&nothing, &mut kv, None).unwrap().logits.dims(), [0, 96]);
     one_token(&decoder, &mut kv, 95).unwrap();
 }

@@ -1,13 +1,19 @@
 //! The network on a GPU, which is emulated: as on the CPU, and the same bits whatever the schedule.
 
+use std::collections::HashSet;
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 
 use moetrail_kernels::WeightDtype;
 use moetrail_kernels::gpu::{Gpu, SampleParams};
 use serde_json::json;
 
 use super::{BLOCK_SIZE, ids, replayed, run, written};
-use crate::{Checkpoint, DtypeChoice, HiddenOutput, Quantization, SeqSpan, StepInput, WeightChoice};
+use crate::{
+    Awaited, Checkpoint, Decoder, DtypeChoice, HiddenOutput, PendingReport, PendingTokens, Quantization, SeqSpan,
+    StepInput, WeightChoice,
+};
 use moetrail_synthetic::{Layout, Synthetic};
 
 fn gpu(seed: u64) -> Option<Gpu> {
@@ -118,6 +124,7 @@ fn logits_come_in_the_order_wanted() {
             seqs: &seqs,
             logit_rows: &rows,
             replay: None,
+            awaited: None,
         };
         decoder.forward(&input, &mut kv, None).unwrap().logits.to_vec2::<f32>().unwrap()
     };
@@ -146,6 +153,7 @@ fn tokens_are_sampled_where_the_logits_are() {
         seqs: &seqs,
         logit_rows: &[5, 0, 2],
         replay: None,
+        awaited: None,
     };
     let mut kv = decoder.new_kv(2, 4).unwrap();
     let HiddenOutput { hidden, marks } = decoder.hidden(&input, &mut kv, None).unwrap();
@@ -172,6 +180,102 @@ fn tokens_are_sampled_where_the_logits_are() {
     let host = open(folder.path()).load(DtypeChoice::BFloat16, false).unwrap();
     assert_eq!(host.max_sampled_logprobs(), None);
     assert!(host.sample(&hidden, &wanted).is_err());
+}
+
+/// Greedy tokens of three sequences, which change places in every step; the last one's inputs are given. With `ahead`,
+/// all steps are issued before any token is known.
+fn decode(decoder: &Decoder, ahead: bool) -> Vec<[u32; 3]> {
+    let mut kv = decoder.new_kv(9, 4).unwrap();
+    let tables = [[0, 1, 2], [3, 4, 5], [6, 7, 8]];
+    let row_of = |seq: usize, step: usize| (seq + 3 - step % 3) % 3;
+    let (mut samples, mut reports, mut seen) = (Vec::<PendingTokens>::new(), Vec::new(), Vec::<[u32; 3]>::new());
+    for step in 0..9 {
+        if !ahead && step > 0 {
+            let report: PendingReport = reports.pop().unwrap();
+            let (_, tokens) = report.finish(&samples[step - 1]).unwrap();
+            seen.push([0, 1, 2].map(|seq| tokens[row_of(seq, step - 1)].token.unwrap()));
+        }
+        let seqs = [0, 1, 2].map(|row| (row + step) % 3);
+        let given = |seq: usize| step == 0 || seq == 2;
+        let token_ids = seqs.map(|seq| match given(seq) || ahead {
+            true => 11 + (seq + 2 * step) as u32,
+            false => seen[step - 1][seq],
+        });
+        let sources = seqs.map(|seq| if given(seq) { Awaited::KNOWN } else { row_of(seq, step - 1) as u32 });
+        let spans = [0, 1, 2].map(|row| SeqSpan {
+            rows: row..row + 1,
+            first_position: step as u32,
+            block_table: &tables[seqs[row]],
+        });
+        let input = StepInput {
+            token_ids: &token_ids,
+            positions: &[step as u32; 3],
+            slot_mapping: &seqs.map(|seq| tables[seq][step / 4] * 4 + (step % 4) as u32),
+            seqs: &spans,
+            logit_rows: &[0, 1, 2],
+            replay: None,
+            awaited: samples.last().filter(|_| ahead).map(|samples| Awaited { samples, sources: &sources }),
+        };
+        let HiddenOutput { hidden, marks } = decoder.hidden(&input, &mut kv, None).unwrap();
+        samples.push(decoder.sample(&hidden, &[0, 1, 2].map(|row| (row, SampleParams::GREEDY))).unwrap());
+        reports.push(marks.send(&samples[step]).unwrap());
+    }
+    for report in reports {
+        let step = seen.len();
+        let (_, tokens) = report.finish(&samples[step]).unwrap();
+        seen.push([0, 1, 2].map(|seq| tokens[row_of(seq, step)].token.unwrap()));
+    }
+    seen
+}
+
+#[test]
+fn tokens_are_taken_from_the_step_before() {
+    let Some(gpu) = gpu(8) else { return };
+    let folder = written(&Synthetic::new("qwen3_moe"), Layout::EachExpert);
+    let decoder = open(folder.path()).load_on(Some(&gpu), DtypeChoice::BFloat16, false).unwrap();
+    let expected = decode(&decoder, false);
+    assert!(expected.iter().flatten().collect::<HashSet<_>>().len() > 3, "{expected:?}");
+    assert_eq!(decode(&decoder, true), expected);
+    assert!(decoder.recorded() > 0);
+}
+
+/// Other weights are packed while steps run and are recorded: neither changes what the other gives.
+#[test]
+fn weights_are_loaded_while_others_compute() {
+    for seed in [0, 6] {
+        let Some(gpu) = gpu(seed) else { return };
+        let folder = written(&Synthetic::new("qwen3_moe"), Layout::EachExpert);
+        let checkpoint = open(folder.path());
+        let load = || checkpoint.load_on(Some(&gpu), DtypeChoice::BFloat16, false).unwrap();
+        let decoder = load();
+        let alone = run(&decoder, &ids(9), 9, BLOCK_SIZE);
+        let packed = AtomicUsize::new(0);
+        let others: Vec<_> = thread::scope(|scope| {
+            let loader = scope.spawn(|| {
+                let counted = |_| {
+                    let other = load();
+                    packed.fetch_add(1, Ordering::Relaxed);
+                    other
+                };
+                (0..3).map(counted).collect()
+            });
+            for turn in 0.. {
+                // A clone has no recordings yet.
+                let decoder = decoder.clone();
+                let again = run(&decoder, &ids(9), 1, BLOCK_SIZE);
+                assert!((&again.logits, &again.ids) == (&alone.logits, &alone.ids), "seed {seed} turn {turn}");
+                assert_eq!(decoder.recorded(), 1);
+                if packed.load(Ordering::Relaxed) == 3 {
+                    break;
+                }
+            }
+            loader.join().unwrap()
+        });
+        for other in others {
+            let other = run(&other, &ids(9), 9, BLOCK_SIZE);
+            assert!((&other.logits, &other.ids) == (&alone.logits, &alone.ids), "seed {seed}");
+        }
+    }
 }
 
 #[test]

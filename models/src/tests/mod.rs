@@ -83,6 +83,7 @@ fn replayed(
             seqs: &seqs,
             logit_rows: &rows,
             replay: given.as_ref().map(|(row_of, ids)| Replay { row_of, ids }),
+            awaited: None,
         };
         let cells = match &on_device {
             None => RingCells::U16(&mut ring).into(),
@@ -126,6 +127,7 @@ fn one_token(decoder: &Decoder, kv: &mut KvCache, token: u32) -> crate::Result<c
         seqs: &seqs,
         logit_rows: &[0],
         replay: None,
+        awaited: None,
     };
     decoder.forward(&input, kv, None)
 }

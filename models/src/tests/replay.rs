@@ -153,6 +153,7 @@ fn replays_that_do_not_fit_are_refused() {
             seqs: &seqs,
             logit_rows: &[],
             replay: Some(replay),
+            awaited: None,
         };
         decoder.forward(&input, &mut kv, None).map_err(|error| error.to_string())
     };

@@ -62,6 +62,7 @@ prop_compose! {
         salt in prop::option::weighted(0.2, "[ab]"),
         priority in -1i32..2,
         penalised in prop::bool::weighted(0.2),
+        stops in prop::bool::weighted(0.3),
         routed_experts_delta: bool,
     ) -> GenerateRequest {
         // Three families of prompts that share prefixes within the family.
@@ -79,6 +80,8 @@ prop_compose! {
                 top_p: if seed == 2 { 0.9 } else { 1.0 },
                 seed: Some(seed),
                 repetition_penalty: if penalised { 1.3 } else { 1.0 },
+                // A third of the sampled tokens: many choices end where nobody expects it.
+                stop_token_ids: if stops { (0..384).filter(|id| id % 3 == 1).collect() } else { Vec::new() },
                 logprobs: with_logprobs,
                 prompt_logprobs: with_prompt_logprobs,
                 detokenize: false,

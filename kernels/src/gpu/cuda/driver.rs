@@ -1,6 +1,6 @@
 use std::ffi::c_void;
 use std::ptr::{null, null_mut};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard};
 
 use cudarc::driver::sys;
 use sys::{CUmemorytype, CUresult};
@@ -11,14 +11,17 @@ use super::events::{Events, raw};
 use super::functions::Functions;
 use crate::gpu::{Address, Arg, CopyKind, Driver, Event, GpuError, Graph, Launch, Pitched, Stream};
 
-/// A device of the CUDA driver. Every call may come from any thread; those that record a graph, from one at a time.
+/// A device of the CUDA driver. Every call may come from any thread; while one records a graph, no other issues to the
+/// compute stream.
 #[derive(Debug)]
 pub(super) struct CudaDriver {
     functions: Functions,
     events: Events,
-    /// Compute, copy.
-    streams: [Queue; 2],
-    recording: AtomicBool,
+    /// Compute, copy, load.
+    streams: [Queue; 3],
+    /// While the compute stream records: an event behind all that was issued to it before. Held by whoever would spoil a
+    /// recording, so that none begins meanwhile.
+    recording: Mutex<Option<Event>>,
     /// Dropped last.
     context: Context,
 }
@@ -33,14 +36,15 @@ impl CudaDriver {
         let driver = initialise()?;
         let context = Context::open(index)?;
         let functions = Functions::load(context.most_shared, driver)?;
-        let streams = [Queue::new()?, Queue::new()?];
-        Ok(CudaDriver { functions, events: Events::default(), streams, recording: AtomicBool::new(false), context })
+        let streams = [Queue::new()?, Queue::new()?, Queue::new()?];
+        Ok(CudaDriver { functions, events: Events::default(), streams, recording: Mutex::default(), context })
     }
 
     fn queue(&self, stream: Stream) -> &Queue {
         match stream {
             Stream::Compute => &self.streams[0],
             Stream::Copy => &self.streams[1],
+            Stream::Load => &self.streams[2],
         }
     }
 
@@ -48,26 +52,50 @@ impl CudaDriver {
         self.queue(stream).0
     }
 
-    fn is_recording(&self) -> bool {
-        self.recording.load(Ordering::Relaxed)
+    fn recording(&self) -> MutexGuard<'_, Option<Event>> {
+        self.recording.lock().unwrap_or_else(|poison| poison.into_inner())
     }
 
-    /// What would spoil a recording, and leave everything after it to fail.
-    fn refuse_in_recording(&self, stream: Stream, call: &str) -> Result<(), GpuError> {
-        match stream == Stream::Compute && self.is_recording() {
-            true => Err(GpuError::new(call, "within a recording")),
-            false => Ok(()),
+    /// What would spoil a recording, and leave everything after it to fail, is refused within one. None begins on the
+    /// stream as long as the answer is held.
+    fn outside_recording(&self, stream: Stream, call: &str) -> Result<Option<MutexGuard<'_, Option<Event>>>, GpuError> {
+        if stream != Stream::Compute {
+            return Ok(None);
         }
+        match self.recording() {
+            recording if recording.is_some() => Err(GpuError::new(call, "within a recording")),
+            recording => Ok(Some(recording)),
+        }
+    }
+
+    /// An event behind all that was issued to the stream, which does not record.
+    fn mark(&self, stream: Stream) -> Result<Event, GpuError> {
+        let event = self.events.take()?;
+        // SAFETY: both are there as long as `self`.
+        check(unsafe { sys::cuEventRecord(raw(event), self.raw(stream)) }, "cuEventRecord")
+            .inspect_err(|_| self.events.give(event))?;
+        Ok(event)
     }
 
     /// Blocks until all that was issued has happened. What fails then has failed before, and was or will be told.
     fn finish_all(&self) {
         _ = self.context.enter();
-        // A stream that records cannot be waited for; `cuMemFree` waits by itself, if not by contract.
-        if !self.is_recording() {
+        let recording = self.recording();
+        if let Some(before) = *recording {
+            // A stream that records must not be asked for anything. But all that was issued to it was issued before, and
+            // a recording issues nothing. It does not end, and its event mean another moment, before the lock is given
+            // back.
+            _ = self.finish(before);
+        } else if let Ok(event) = self.mark(Stream::Compute) {
+            // The wait is for the event, and not for the stream: a recording may begin meanwhile.
+            drop(recording);
+            _ = self.finish(event);
+            self.forget(event);
+        } else {
             _ = self.queue(Stream::Compute).finish();
         }
         _ = self.queue(Stream::Copy).finish();
+        _ = self.queue(Stream::Load).finish();
     }
 }
 
@@ -213,17 +241,13 @@ impl Driver for CudaDriver {
     }
 
     fn record(&self, stream: Stream) -> Result<Event, GpuError> {
-        self.refuse_in_recording(stream, "cuEventRecord")?;
+        let _outside = self.outside_recording(stream, "cuEventRecord")?;
         self.context.enter()?;
-        let event = self.events.take()?;
-        // SAFETY: both are there as long as `self`.
-        check(unsafe { sys::cuEventRecord(raw(event), self.raw(stream)) }, "cuEventRecord")
-            .inspect_err(|_| self.events.give(event))?;
-        Ok(event)
+        self.mark(stream)
     }
 
     fn wait(&self, stream: Stream, event: Event) -> Result<(), GpuError> {
-        self.refuse_in_recording(stream, "cuStreamWaitEvent")?;
+        let _outside = self.outside_recording(stream, "cuStreamWaitEvent")?;
         self.context.enter()?;
         // SAFETY: both are there as long as `self`; no flags are defined that matter here.
         check(unsafe { sys::cuStreamWaitEvent(self.raw(stream), raw(event), 0) }, "cuStreamWaitEvent")
@@ -249,22 +273,32 @@ impl Driver for CudaDriver {
     }
 
     fn begin_graph(&self) -> Result<(), GpuError> {
-        self.refuse_in_recording(Stream::Compute, "cuStreamBeginCapture")?;
+        let mut recording = self.recording();
+        if recording.is_some() {
+            return Err(GpuError::new("cuStreamBeginCapture", "within a recording"));
+        }
         self.context.enter()?;
-        // Relaxed: memory may be allocated and a kernel looked up meanwhile, neither of which goes through the stream.
+        let before = self.mark(Stream::Compute)?;
+        // Relaxed: this thread and others may allocate and give back memory, look a kernel up and load weights meanwhile,
+        // none of which goes through the stream.
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
         // SAFETY: the stream is there as long as `self`.
-        check(unsafe { sys::cuStreamBeginCapture_v2(self.raw(Stream::Compute), mode) }, "cuStreamBeginCapture")?;
-        self.recording.store(true, Ordering::Relaxed);
+        check(unsafe { sys::cuStreamBeginCapture_v2(self.raw(Stream::Compute), mode) }, "cuStreamBeginCapture")
+            .inspect_err(|_| self.events.give(before))?;
+        *recording = Some(before);
         Ok(())
     }
 
     fn end_graph(&self) -> Result<Graph, GpuError> {
         self.context.enter()?;
         let (mut graph, mut ready) = (null_mut(), null_mut());
-        self.recording.store(false, Ordering::Relaxed);
-        // SAFETY: it writes one pointer.
-        check(unsafe { sys::cuStreamEndCapture(self.raw(Stream::Compute), &mut graph) }, "cuStreamEndCapture")?;
+        {
+            // Held until the stream records no more.
+            let mut recording = self.recording();
+            recording.take().into_iter().for_each(|before| self.events.give(before));
+            // SAFETY: it writes one pointer.
+            check(unsafe { sys::cuStreamEndCapture(self.raw(Stream::Compute), &mut graph) }, "cuStreamEndCapture")?;
+        }
         // SAFETY: the graph is there, and it writes one pointer; no flags.
         let answer = unsafe { sys::cuGraphInstantiateWithFlags(&mut ready, graph, 0) };
         // SAFETY: what was made of it stands by itself.
@@ -274,7 +308,7 @@ impl Driver for CudaDriver {
     }
 
     fn launch_graph(&self, graph: Graph) -> Result<(), GpuError> {
-        self.refuse_in_recording(Stream::Compute, "cuGraphLaunch")?;
+        let _outside = self.outside_recording(Stream::Compute, "cuGraphLaunch")?;
         self.context.enter()?;
         // SAFETY: the graph is there until it is dropped.
         check(unsafe { sys::cuGraphLaunch(graph.0 as sys::CUgraphExec, self.raw(Stream::Compute)) }, "cuGraphLaunch")
