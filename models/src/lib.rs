@@ -46,7 +46,7 @@ pub use error::{ModelError, Result};
 pub use generation::GenerationConfig;
 pub use gguf::GgufTokenizer;
 pub use hidden::Hidden;
-pub use kv_cache::KvCache;
+pub use kv_cache::{KvCache, SwappedKv};
 pub use moetrail_kernels::{RingCells, SeqSpan, WeightDtype};
 pub use pending::{DeviceMarks, PendingMarks, PendingTokens};
 pub use registry::supported_architectures;
