@@ -48,7 +48,7 @@ pub use error::{ModelError, Result};
 pub use generation::GenerationConfig;
 pub use gguf::GgufTokenizer;
 pub use hidden::Hidden;
-pub use kv_cache::KvCache;
+pub use kv_cache::{KvCache, SwappedKv};
 pub use moetrail_kernels::{RingCells, SeqSpan, WeightDtype};
 pub use pending::{DeviceMarks, PendingMarks, PendingReport, PendingTokens};
 pub use registry::supported_architectures;

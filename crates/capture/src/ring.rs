@@ -102,20 +102,19 @@ impl CaptureRing {
         Ok(())
     }
 
-    /// Copies a block's rows to host bytes, little-endian.
-    pub(crate) fn read_block(&self, block: u32, to: &mut [u8]) -> Result<(), GpuError> {
+    /// Copies a block's rows of host memory to host bytes, little-endian.
+    pub(crate) fn read_block(&self, block: u32, to: &mut [u8]) {
         let len = self.block_size * self.row_len();
         let first = block as usize * len;
         match &self.cells {
             Cells::U8(cells) => to.copy_from_slice(&cells[first..first + len]),
             Cells::U16(cells) => write_ids(&cells[first..first + len], to),
-            Cells::Device(cells) => cells.ring().read_block(block, self.block_size, to)?,
+            Cells::Device(_) => unreachable!("blocks of a device are moved by it"),
         }
-        Ok(())
     }
 
-    /// Overwrites a block's rows with what [`read_block`](Self::read_block) gave.
-    pub(crate) fn write_block(&mut self, block: u32, from: &[u8]) -> Result<(), GpuError> {
+    /// Overwrites a block's rows of host memory with what [`read_block`](Self::read_block) gave.
+    pub(crate) fn write_block(&mut self, block: u32, from: &[u8]) {
         let len = self.block_size * self.row_len();
         let first = block as usize * len;
         match &mut self.cells {
@@ -125,9 +124,8 @@ impl CaptureRing {
                     *id = u16::from_le_bytes([from[0], from[1]]);
                 }
             }
-            Cells::Device(cells) => cells.ring().write_block(block, self.block_size, from)?,
+            Cells::Device(_) => unreachable!("blocks of a device are moved by it"),
         }
-        Ok(())
     }
 
     /// The ids of some slots, widened: what is counted, or saved to be replayed.

@@ -264,9 +264,9 @@ impl<'a> Rig<'a> {
         Self {
             fault,
             met,
+            host_rows: HostRows::new(&ring, config.num_host_blocks).expect("the host has room"),
             ring,
             gpu,
-            host_rows: HostRows::new(&layout, config.num_host_blocks, config.block_size),
             scheduler: Scheduler::new(config),
             version: 0,
             forwards: 0,

@@ -129,7 +129,8 @@ pub struct ServeArgs {
     /// each endpoint its own].
     #[arg(long, value_name = "FORMAT")]
     pub routed_experts_format: Option<String>,
-    /// GiB of host memory for the KV of preempted sequences and evicted prefixes; without any, it is computed again.
+    /// GiB of host memory for the KV of preempted sequences and evicted prefixes; without any, it is computed again. For a
+    /// GPU it is pinned: taken at once, and never paged out.
     #[arg(long, value_name = "GIB", default_value_t = 0.0, value_parser = gibibytes)]
     pub swap_space: f64,
     /// How experts are chosen where KV is computed again after a preemption: recompute (by the router) or replay (as

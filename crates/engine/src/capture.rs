@@ -28,17 +28,24 @@ pub(crate) struct Capture {
 
 impl Capture {
     /// Over a ring, with room for the rows of `num_host_blocks` blocks of the swap space.
-    pub(crate) fn new(ring: Option<CaptureRing>, num_host_blocks: usize, stats: Arc<EngineStats>) -> Self {
+    ///
+    /// # Errors
+    /// The device's host has no room for them.
+    pub(crate) fn new(
+        ring: Option<CaptureRing>,
+        num_host_blocks: usize,
+        stats: Arc<EngineStats>,
+    ) -> Result<Self, GpuError> {
         let host = ring.as_ref().filter(|_| num_host_blocks > 0);
-        Self {
-            host: host.map(|ring| HostRows::new(ring.layout(), num_host_blocks, ring.block_size())),
+        Ok(Self {
+            host: host.map(|ring| HostRows::new(ring, num_host_blocks)).transpose()?,
             ring,
             load: None,
             weight_version: "0".into(),
             stats,
             #[cfg(test)]
             fault: crate::fault::Fault::None,
-        }
+        })
     }
 
     #[cfg(test)]

@@ -28,7 +28,8 @@ pub struct EngineConfig {
     pub gpu_memory_utilization: f64,
     /// Whether full blocks are kept for later prompts.
     pub enable_prefix_caching: bool,
-    /// Bytes of host memory for the KV of preempted sequences and of evicted prefixes; 0 is none.
+    /// Bytes of host memory for the KV of preempted sequences and of evicted prefixes; 0 is none. For a GPU it is pinned,
+    /// and taken at once.
     pub swap_space: usize,
     /// How experts are chosen for positions that are computed again after a preemption.
     pub reprefill_routing: ReprefillRouting,

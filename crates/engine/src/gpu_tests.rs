@@ -147,6 +147,18 @@ fn a_prompt_is_scored_as_it_was_sampled() {
     assert!(text.lines().any(|line| line.starts_with("moetrail_logits_d2h_bytes_total{") && line.ends_with(&bytes)));
 }
 
+/// The swap space of a device is pinned memory, of which there may not be as much; the option is named.
+#[test]
+fn a_swap_space_that_cannot_be_pinned_is_refused() {
+    let Some(gpu) = moetrail_emulation::gpu(0, 1 << 28) else { return };
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/qwen3_moe-a");
+    let checkpoint = Checkpoint::open_folder(&folder, "test").expect("the checkpoint opens");
+    let decoder = checkpoint.load_on(Some(&gpu), DtypeChoice::Auto, false).expect("the checkpoint loads");
+    let config = EngineConfig { num_blocks: Some(16), swap_space: 1 << 30, ..EngineConfig::default() };
+    let error = Engine::start(decoder, None, Vec::new(), config).err().expect("it is refused").to_string();
+    assert!(error.starts_with("--swap-space is 1024 MiB") && error.contains("pinned memory"), "{error}");
+}
+
 /// A row of the head that is NaN makes every row of logits NaN, wherever they are looked at.
 #[test]
 fn nan_logits_fail_their_request() {

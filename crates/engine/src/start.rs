@@ -154,7 +154,9 @@ impl Engine {
             enable_prefix_caching: config.enable_prefix_caching,
         });
 
-        let mut capture = Capture::new(ring, num_host_blocks, stats.clone());
+        let swap = SwapSpace::new(&kv, num_host_blocks).map_err(|error| no_swap_space(&config, &error))?;
+        let capture = Capture::new(ring, num_host_blocks, stats.clone());
+        let mut capture = capture.map_err(|error| no_swap_space(&config, &error))?;
         if config.expert_load_metrics {
             capture.count_load(decoder.config().num_experts);
         }
@@ -166,7 +168,7 @@ impl Engine {
             decoder,
             kv,
             capture,
-            swap: SwapSpace::new(num_host_blocks, bytes_per_block),
+            swap,
             scheduler,
             flight: None,
             batches: Vec::new(),
@@ -236,6 +238,13 @@ fn check_limits(config: &EngineConfig, model_limit: usize) -> Result<usize, Star
         );
     }
     Ok(max_model_len)
+}
+
+/// A device copies to and from pinned memory, all of which is taken at once.
+fn no_swap_space(config: &EngineConfig, error: &dyn std::fmt::Display) -> StartError {
+    let mib = config.swap_space >> 20;
+    let message = format!("is {mib} MiB, which this machine does not give as pinned memory; lower it ({error})");
+    StartError::Config { flag: "--swap-space", message }
 }
 
 fn unix_time() -> u64 {

@@ -93,6 +93,10 @@ impl Driver for Emulation {
     }
 
     fn allocate_pinned(&self, bytes: usize) -> Result<*mut u8, GpuError> {
+        // Of a real host less can be pinned than it has.
+        if bytes > self.limit {
+            return Err(GpuError::new(format!("pin {bytes} bytes"), "out of memory"));
+        }
         Ok(Box::leak(vec![0u8; bytes].into_boxed_slice()).as_mut_ptr())
     }
 

@@ -1,5 +1,5 @@
 use crate::gpu::rows::int;
-use crate::gpu::{Address, CopyKind, DeviceBuffer, Gpu, GpuError, Pitched, Stream};
+use crate::gpu::{Address, CopyKind, DeviceBuffer, Gpu, GpuError, PinnedBlocks, Pitched, Stream};
 use crate::weights::WeightDtype;
 
 /// The paged KV cache on a device: `[layers][K, V][num_blocks, kv_heads, block_size, head_dim]`, in one allocation whose
@@ -130,6 +130,33 @@ impl DeviceKv {
         // SAFETY: as in `read_block`.
         unsafe { self.copy(CopyKind::ToDevice, to, host)? };
         self.gpu.finish(Stream::Compute)
+    }
+
+    /// Issues the copy of block `block` to block `host` of `to`: for each layer its K, then its V.
+    ///
+    /// # Panics
+    /// When a block is outside, or those of `to` have another size.
+    pub fn move_out(&self, block: u32, to: &mut PinnedBlocks, host: u32) -> Result<(), GpuError> {
+        self.check_len(to.block_bytes());
+        let host = Pitched { first: to.place(host), pitch: self.shape.block_bytes() };
+        // SAFETY: a block of the cache and one of the same size, each freed only after what was issued has happened.
+        unsafe { self.copy(CopyKind::ToHost, host, self.place(block)) }
+    }
+
+    /// Issues the copy of block `host` of `from` over block `block`.
+    ///
+    /// # Panics
+    /// As [`move_out`](Self::move_out).
+    pub fn move_in(&self, from: &PinnedBlocks, host: u32, block: u32) -> Result<(), GpuError> {
+        self.check_len(from.block_bytes());
+        let host = Pitched { first: from.place(host), pitch: self.shape.block_bytes() };
+        // SAFETY: as in `move_out`.
+        unsafe { self.copy(CopyKind::ToDevice, self.place(block), host) }
+    }
+
+    /// Pinned memory for `num_blocks` blocks that move out.
+    pub fn pinned_blocks(&self, num_blocks: usize) -> Result<PinnedBlocks, GpuError> {
+        PinnedBlocks::new(&self.gpu, num_blocks, 2 * self.num_layers * self.shape.block_bytes())
     }
 
     /// A block of every layer, K and V.

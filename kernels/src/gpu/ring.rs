@@ -1,7 +1,7 @@
 //! The capture ring in device memory.
 
 use crate::gpu::rows::int;
-use crate::gpu::{Address, CopyKind, DeviceBuffer, Gpu, GpuError, Launch, Pitched, Stream};
+use crate::gpu::{Address, CopyKind, DeviceBuffer, Gpu, GpuError, Launch, PinnedBlocks, Pitched, Stream};
 
 /// The expert ids of every KV slot: one long-lived allocation `[num_slots, moe_layers, top_k]` of u8, or of u16 where
 /// there are more than 256 experts. The router writes it (`route`); little-endian, as the host reads it.
@@ -93,6 +93,38 @@ impl DeviceRing {
     pub fn write_block(&self, block: u32, block_size: usize, from: &[u8]) -> Result<(), GpuError> {
         assert_eq!(from.len(), block_size * self.row_bytes(), "bytes of a block");
         self.gpu.upload(self.block(block, block_size), from)
+    }
+
+    /// Pinned memory for the rows of `num_blocks` blocks that move out.
+    pub fn pinned_blocks(&self, num_blocks: usize, block_size: usize) -> Result<PinnedBlocks, GpuError> {
+        PinnedBlocks::new(&self.gpu, num_blocks, block_size * self.row_bytes())
+    }
+
+    /// Issues the copy of a block's rows to block `host` of `to`, whose blocks have as many slots.
+    ///
+    /// # Panics
+    /// When a block is outside.
+    pub fn move_out(&self, block: u32, to: &mut PinnedBlocks, host: u32) -> Result<(), GpuError> {
+        let [from, to] = self.move_ends(block, to, host);
+        // SAFETY: a block of the ring and one of the same size, each freed only after what was issued has happened.
+        unsafe { self.gpu.driver().copy(Stream::Compute, CopyKind::ToHost, to, from, to.pitch, 1) }
+    }
+
+    /// Issues the copy of block `host` of `from` over a block's rows.
+    ///
+    /// # Panics
+    /// As [`move_out`](Self::move_out).
+    pub fn move_in(&self, from: &PinnedBlocks, host: u32, block: u32) -> Result<(), GpuError> {
+        let [to, from] = self.move_ends(block, from, host);
+        // SAFETY: as in `move_out`.
+        unsafe { self.gpu.driver().copy(Stream::Compute, CopyKind::ToDevice, to, from, to.pitch, 1) }
+    }
+
+    /// A block here and one in pinned memory.
+    fn move_ends(&self, block: u32, pinned: &PinnedBlocks, host: u32) -> [Pitched; 2] {
+        let bytes = pinned.block_bytes();
+        let here = self.block(block, bytes / self.row_bytes().max(1));
+        [here.0, pinned.place(host)].map(|first| Pitched { first, pitch: bytes })
     }
 
     /// Copies the rows of `n` slots (u32 on the device, checked by the caller) to `out`, one after another.

@@ -1,6 +1,7 @@
 use std::collections::VecDeque;
 
-use moetrail_kernels::gpu::{DeviceBuffer, DeviceRing, Gpu, RowStaging, StagedRows, Stream};
+use moetrail_kernels::WeightDtype;
+use moetrail_kernels::gpu::{DeviceBuffer, DeviceKv, DeviceRing, Gpu, RowStaging, StagedRows, Stream};
 use proptest::prelude::*;
 
 use crate::device::gpu;
@@ -90,6 +91,59 @@ proptest! {
         model.ring.fill(0x5a).unwrap();
         model.bytes.fill(0x5a);
         model.check();
+    }
+
+    /// Blocks of cache and ring move out, are given away, and come back elsewhere. Nobody waits before the end, so what
+    /// decides is the order in which all of it was issued.
+    #[test]
+    fn blocks_wait_in_host_memory(
+        seed: u64, late: bool, block_size in 1usize..5, layers in 1usize..4, wide: bool, moves in 1usize..40,
+    ) {
+        const BLOCKS: usize = 5;
+        const HOST: usize = 3;
+        let Some(gpu) = gpu(if late { 0 } else { seed }) else { return Ok(()) };
+        let mut toss = Toss::new(seed);
+        let ring = DeviceRing::new(&gpu, BLOCKS * block_size, layers, 2, wide).unwrap();
+        let kv = DeviceKv::new(&gpu, layers, BLOCKS, block_size, 2, 8, WeightDtype::BF16).unwrap();
+        let mut rows_out = ring.pinned_blocks(HOST, block_size).unwrap();
+        let mut kv_out = kv.pinned_blocks(HOST).unwrap();
+        let row_len = rows_out.block_bytes();
+        // All bytes of a block are one number.
+        let fill = |block: usize, value: u8| {
+            let of_kv = kv.bytes() / (2 * layers) / BLOCKS;
+            let places = (0..layers).flat_map(|layer| [kv.k(layer), kv.v(layer)]).map(|place| (place, of_kv));
+            for (place, len) in places.chain([(ring.address(), row_len)]) {
+                // SAFETY: a block of the cache or the ring.
+                unsafe { gpu.driver().fill(Stream::Compute, place.at(block * len), value, len) }.unwrap();
+            }
+        };
+        let (mut here, mut out): ([u8; BLOCKS], [u8; HOST]) = ([1, 2, 3, 4, 5], [0; HOST]);
+        for (block, value) in here.into_iter().enumerate() {
+            fill(block, value);
+        }
+        for turn in 0..moves {
+            let (block, host) = (toss.below(BLOCKS), toss.below(HOST));
+            if toss.below(2) == 0 {
+                kv.move_out(block as u32, &mut kv_out, host as u32).unwrap();
+                ring.move_out(block as u32, &mut rows_out, host as u32).unwrap();
+                out[host] = here[block];
+                // Its next owner writes at once.
+                here[block] = turn as u8 + 100;
+                fill(block, here[block]);
+            } else {
+                kv.move_in(&kv_out, host as u32, block as u32).unwrap();
+                ring.move_in(&rows_out, host as u32, block as u32).unwrap();
+                here[block] = out[host];
+            }
+        }
+        // Given back while copies to it may be still to happen.
+        drop((kv_out, rows_out));
+        let (mut rows, mut bytes) = (vec![0; row_len], vec![0; kv.bytes() / BLOCKS]);
+        for (block, value) in here.iter().enumerate() {
+            ring.read_block(block as u32, block_size, &mut rows).unwrap();
+            kv.read_block(block as u32, &mut bytes).unwrap();
+            assert!(rows.iter().chain(&bytes).all(|byte| byte == value), "block {block}: {value}, {rows:?}");
+        }
     }
 }
 
