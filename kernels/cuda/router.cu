@@ -277,8 +277,11 @@ __device__ void keep_groups(unsigned (&rank)[PER], unsigned experts, unsigned n_
 // The choice of a row: the `top_k` best ids, or those that a replay gives; their weights from the row's logits; the ids to
 // the ring. A warp a row; the lane holds experts lane, lane + 32, ...; lane k holds the k-th choice.
 //
+// A row whose slot is none pads the batch: it chooses no expert, so that no weights are read for it, and marks nothing.
+// Where there are no `slots`, no row does.
+//
 // `parts` f32 [num_parts, n, experts] are added up, to `logits` too if there are several. Slots that the ring does not
-// have (those of padded rows) are not written. `marks` u32 [2, n]: whether a logit was NaN; how often a replay gave a set
+// have are not written. `marks` u32 [2, n]: whether a logit was NaN; how often a replay gave a set
 // that is not the row's own.
 template <unsigned PER>
 __device__ void select(const float* parts, float* logits, unsigned num_parts, unsigned n, unsigned experts,
@@ -290,6 +293,14 @@ __device__ void select(const float* parts, float* logits, unsigned num_parts, un
   __shared__ float held[SELECT_ROWS][PER * 32];
   const unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32, row = blockIdx.x * SELECT_ROWS + warp;
   if (row >= n) return;
+  const unsigned slot = slots == nullptr ? 0 : slots[row];
+  if (slot == NO_ROW) {
+    if (lane < top_k) {
+      topk_ids[size_t(row) * top_k + lane] = NO_ROW;
+      topk_weights[size_t(row) * top_k + lane] = 0.f;
+    }
+    return;
+  }
   float logit[PER] = {};
   for (unsigned part = 0; part < num_parts; part++)
 #pragma unroll
@@ -360,7 +371,6 @@ __device__ void select(const float* parts, float* logits, unsigned num_parts, un
   if (lane < top_k) {
     topk_ids[size_t(row) * top_k + lane] = chosen;
     topk_weights[size_t(row) * top_k + lane] = weight;
-    const unsigned slot = ring == nullptr ? NO_ROW : slots[row];
     if (slot < num_slots) {
       const size_t cell = (size_t(slot) * moe_layers + moe_layer) * top_k + lane;
       if (wide) static_cast<unsigned short*>(ring)[cell] = (unsigned short)chosen;

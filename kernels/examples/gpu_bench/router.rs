@@ -19,9 +19,10 @@ impl Bench {
             let order: Vec<u32> = (0..n).map(|i| ((i / 16 * 7919 * 16 + i % 16) % slots) as u32).collect();
             let order = DeviceBuffer::of(self.gpu(), &order)?;
             let call = |capture: bool, i: usize| {
-                let write = DeviceRingWrite { ring: &ring, moe_layer: i % layers, slots: order.address() };
+                let write = DeviceRingWrite { ring: &ring, moe_layer: i % layers };
                 let write = capture.then_some(write);
-                route(&self.arena, &x, &router, &cfg, write, None, marks.address()).map(drop)
+                let slots = Some(order.address());
+                route(&self.arena, &x, &router, &cfg, slots, write, None, marks.address()).map(drop)
             };
             let (without, with) = (self.time(|i| call(false, i))?, self.time(|i| call(true, i))?);
             let work = Work { bytes: 0.0, flops: (2 * n * hidden * experts) as f64 };

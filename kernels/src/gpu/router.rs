@@ -120,15 +120,13 @@ impl DeviceRouter {
     }
 }
 
-/// Where a call's choices go: row `i` to `ring[slots[i], moe_layer, ..]`.
+/// Where a call's choices go: those of a row to `ring[slot, moe_layer, ..]`.
 #[derive(Clone, Copy, Debug)]
 pub struct DeviceRingWrite<'a> {
     /// The ring.
     pub ring: &'a DeviceRing,
     /// The layer that is routing.
     pub moe_layer: usize,
-    /// Slot of each row, u32 `[n]` on the device; a slot that the ring does not have, as `u32::MAX`, is not written.
-    pub slots: Address,
 }
 
 /// Experts given for some rows of a call, checked by the caller as `ReplayRows` is; the other rows route freely.
@@ -147,7 +145,8 @@ pub struct DeviceReplay {
 /// The chosen experts of a batch.
 #[derive(Debug)]
 pub struct DeviceRouting {
-    /// Expert ids u32 `[n, top_k]`, descending by score, ties lower id first; those of a replayed row as given.
+    /// Expert ids u32 `[n, top_k]`, descending by score, ties lower id first; those of a replayed row as given; `u32::MAX`
+    /// in a row that pads the batch.
     pub topk_ids: Scratch,
     /// Their weights f32 `[n, top_k]`.
     pub topk_weights: Scratch,
@@ -191,12 +190,16 @@ struct Logits {
 /// `marks` is u32 `[2, n]` on the device: row 0 becomes 1 where a logit is NaN, and 1 is added to row 1 where the given set
 /// is not the one that the row would have chosen.
 ///
-/// Padded rows do no harm: their slot is `u32::MAX`, their row of the replay `ReplayRows::FREE`.
+/// `slots` is u32 `[n]` on the device, the slot of each row; one that the ring does not have is not written. A row whose
+/// slot is `u32::MAX` pads the batch: it chooses no expert, with weights of zero, so that no weights are read for it, and
+/// marks nothing. Without slots no row does, and nothing can be captured.
+#[allow(clippy::too_many_arguments)]
 pub fn route(
     arena: &Arena,
     x: &DeviceRows,
     router: &DeviceRouter,
     cfg: &DeviceRouterConfig,
+    slots: Option<Address>,
     capture: Option<DeviceRingWrite<'_>>,
     replay: Option<DeviceReplay>,
     marks: Address,
@@ -204,18 +207,20 @@ pub fn route(
     check_shape(OP, "gate", &[router.num_experts()], &[cfg.num_experts])?;
     check_shape(OP, "x", &[x.width()], &[router.hidden()])?;
     // Refused before anything is launched.
-    check(cfg, router.bias.is_some(), capture, replay)?;
+    check(cfg, router.bias.is_some(), slots, capture, replay)?;
     let logits = logits(arena, x, router)?;
     let bias = router.bias.as_ref().map(|bias| bias.address());
-    choose(arena, logits, x.len(), cfg, bias, capture, replay, marks)
+    choose(arena, logits, x.len(), cfg, bias, slots, capture, replay, marks)
 }
 
 /// As [`route`], for given logits f32 `[n, num_experts]`; `bias` is f32 `[num_experts]`.
+#[allow(clippy::too_many_arguments)]
 pub fn select(
     arena: &Arena,
     logits: DeviceRows,
     cfg: &DeviceRouterConfig,
     bias: Option<&DeviceBuffer>,
+    slots: Option<Address>,
     capture: Option<DeviceRingWrite<'_>>,
     replay: Option<DeviceReplay>,
     marks: Address,
@@ -224,15 +229,16 @@ pub fn select(
     if let Some(bias) = bias {
         check_shape(OP, "bias", &[bias.bytes() / 4], &[cfg.num_experts])?;
     }
-    check(cfg, bias.is_some(), capture, replay)?;
+    check(cfg, bias.is_some(), slots, capture, replay)?;
     let n = logits.len();
     let logits = Logits { parts: logits, count: 1 };
-    choose(arena, logits, n, cfg, bias.map(DeviceBuffer::address), capture, replay, marks)
+    choose(arena, logits, n, cfg, bias.map(DeviceBuffer::address), slots, capture, replay, marks)
 }
 
 fn check(
     cfg: &DeviceRouterConfig,
     biased: bool,
+    slots: Option<Address>,
     capture: Option<DeviceRingWrite<'_>>,
     replay: Option<DeviceReplay>,
 ) -> Result<(), KernelError> {
@@ -244,6 +250,7 @@ fn check(
         check_index(OP, "MoE layer", moe_layer, ring.moe_layers())?;
         check_index(OP, "largest expert id", cfg.num_experts - 1, if ring.is_wide() { 1 << 16 } else { 1 << 8 })?;
         check_shape(OP, "ring", &[ring.top_k()], &[cfg.top_k])?;
+        check_shape(OP, "slots of the ring's rows", &[usize::from(slots.is_some())], &[1])?;
     }
     if let Some(replay) = replay {
         check_index(OP, "replayed MoE layer", replay.moe_layer, replay.moe_layers)?;
@@ -302,6 +309,7 @@ fn choose(
     n: usize,
     cfg: &DeviceRouterConfig,
     bias: Option<Address>,
+    slots: Option<Address>,
     capture: Option<DeviceRingWrite<'_>>,
     replay: Option<DeviceReplay>,
     marks: Address,
@@ -344,7 +352,7 @@ fn choose(
         int(ring.map_or(0, DeviceRing::num_slots)).into(),
         int(ring.map_or(0, DeviceRing::moe_layers)).into(),
         int(capture.map_or(0, |write| write.moe_layer)).into(),
-        capture.map_or(Address::NULL, |write| write.slots).into(),
+        slots.unwrap_or(Address::NULL).into(),
         replay.map_or(Address::NULL, |replay| replay.row_of).into(),
         replay.map_or(Address::NULL, |replay| replay.ids).into(),
         int(replay.map_or(0, |replay| replay.moe_layers)).into(),

@@ -49,7 +49,7 @@ fn choose(gpu: &Gpu, logits: &[f32], cfg: &DeviceRouterConfig, bias: Option<&[f3
     let marks = no_marks(gpu, n);
     let bias = bias.map(|bias| buffer(gpu, bias));
     let logits = floats(&arena, logits, cfg.num_experts);
-    let routing = select(&arena, logits, cfg, bias.as_ref(), None, None, marks.address()).unwrap();
+    let routing = select(&arena, logits, cfg, bias.as_ref(), None, None, None, marks.address()).unwrap();
     Chosen::read(gpu, &routing, n, cfg.top_k, &marks)
 }
 
@@ -154,19 +154,27 @@ proptest! {
             .map(|&slot| if toss.below(4) == 0 { u32::MAX } else { slot as u32 })
             .collect();
         let on_device = DeviceBuffer::of(&gpu, &slots).unwrap();
-        let capture = DeviceRingWrite { ring: &ring, moe_layer: 1, slots: on_device.address() };
+        let capture = DeviceRingWrite { ring: &ring, moe_layer: 1 };
+        let slots_at = Some(on_device.address());
 
         // Marks of other layers are there already.
         let old: Vec<u32> = (0..2 * n).map(|i| if i < n { toss.below(2) } else { toss.below(9) } as u32).collect();
         let marks = DeviceBuffer::of(&gpu, &old).unwrap();
         let rows = floats(&arena, &logits, experts);
-        let routing = select(&arena, rows, &cfg, None, Some(capture), Some(replay), marks.address()).unwrap();
+        let capture = (toss.below(4) > 0).then_some(capture);
+        let routing = select(&arena, rows, &cfg, None, slots_at, capture, Some(replay), marks.address()).unwrap();
         let got = Chosen::read(&gpu, &routing, n, top_k, &marks);
         let free = choose(&gpu, &logits, &cfg, None);
 
         let mut expected_ring = vec![0xa5u8; ring.bytes()];
         for (row, logits) in logits.chunks(experts).enumerate() {
             let (ids, weights, nan, changed) = got.row(row, top_k);
+            if slots[row] == u32::MAX {
+                // Padding: no expert, nothing to add, and nothing is marked.
+                assert_eq!((ids, weights), (vec![u32::MAX; top_k], vec![0; top_k]));
+                assert_eq!((nan, changed), (old[row], old[n + row]));
+                continue;
+            }
             assert_eq!(ids, given[row]);
             if matches!(kinds[row], Given::Nothing | Given::Own) {
                 assert_eq!((&ids, &weights), (&free.row(row, top_k).0, &free.row(row, top_k).1), "bits of its own ids");
@@ -178,7 +186,7 @@ proptest! {
             assert_eq!(changed, old[n + row] + u32::from(set != own), "{:?}", kinds[row]);
             assert_eq!(nan, old[row] | u32::from(logits.iter().any(|logit| logit.is_nan())));
             check_weights(logits, &ids, &got.weights[row * top_k..][..top_k], &cfg);
-            if slots[row] != u32::MAX {
+            if capture.is_some() {
                 for (k, &id) in ids.iter().enumerate() {
                     let cell = (slots[row] as usize * 2 + 1) * top_k + k;
                     match wide {
@@ -227,7 +235,7 @@ proptest! {
         let run = |router: &DeviceRouter, rows: std::ops::Range<usize>| {
             let marks = no_marks(&gpu, rows.len());
             let operand = operand_of(&arena, &x[rows.start * hidden..rows.end * hidden], hidden, dtype);
-            let routing = route(&arena, &operand, router, &cfg, None, None, marks.address()).unwrap();
+            let routing = route(&arena, &operand, router, &cfg, None, None, None, marks.address()).unwrap();
             let logits = routing.logits.to_host(0, rows.len()).unwrap();
             (Chosen::read(&gpu, &routing, rows.len(), cfg.top_k, &marks), logits)
         };
@@ -275,7 +283,7 @@ fn large_shapes_agree() {
         let router = DeviceRouter::new(&gpu, view, None).unwrap();
         let (cfg, marks) = (softmax(top_k, experts, true), no_marks(&gpu, 2));
         let operand = operand_of(&arena, &x, hidden, WeightDtype::BF16);
-        let routing = route(&arena, &operand, &router, &cfg, None, None, marks.address()).unwrap();
+        let routing = route(&arena, &operand, &router, &cfg, None, None, None, marks.address()).unwrap();
         let (got, logits) = (Chosen::read(&gpu, &routing, 2, top_k, &marks), routing.logits.to_host(0, 2).unwrap());
         for row in 0..2 {
             let exact: Vec<f32> = weights
@@ -307,9 +315,10 @@ fn a_recorded_route_reads_everything_that_varies() {
     let given = DeviceBuffer::of(&gpu, &[7u16, 3, 1]).unwrap();
     let marks = no_marks(&gpu, n);
     gpu.driver().begin_graph().unwrap();
-    let capture = DeviceRingWrite { ring: &ring, moe_layer: 0, slots: slots.address() };
+    let capture = DeviceRingWrite { ring: &ring, moe_layer: 0 };
+    let slots_at = Some(slots.address());
     let replay = DeviceReplay { row_of: row_of.address(), ids: given.address(), moe_layers: 1, moe_layer: 0 };
-    let routing = route(&arena, &x, &router, &cfg, Some(capture), Some(replay), marks.address()).unwrap();
+    let routing = route(&arena, &x, &router, &cfg, slots_at, Some(capture), Some(replay), marks.address()).unwrap();
     let graph = gpu.driver().end_graph().unwrap();
     for rows in 1..=n {
         let values = toss.values(rows * hidden);
@@ -328,6 +337,13 @@ fn a_recorded_route_reads_everything_that_varies() {
         gpu.driver().launch_graph(graph).unwrap();
         let ids: Vec<u32> = gpu.read(routing.topk_ids.address(), n * 3).unwrap();
         assert_eq!(ids[replayed * 3..][..3], [7, 3, 1]);
+        assert!(ids[..rows * 3].iter().all(|id| *id < experts as u32), "rows choose experts");
+        assert!(
+            ids[rows * 3..].iter().all(|id| *id == u32::MAX),
+            "padding chooses none, for which no weights are read"
+        );
+        let marked: Vec<u32> = gpu.read(marks.address(), n).unwrap();
+        assert_eq!(marked, vec![0; n], "padding is NaN, which nobody is told");
         let mut expected = vec![0xee; 9 * 3];
         for row in 0..rows {
             let ids = ids[row * 3..][..3].iter().map(|&id| id as u8);
@@ -345,11 +361,13 @@ fn what_does_not_fit_is_refused() {
     let Some(gpu) = gpu(1) else { return };
     let arena = Arena::new(&gpu);
     let marks = no_marks(&gpu, 1);
-    let refuse = |cfg: DeviceRouterConfig, bias: bool, capture: Option<DeviceRingWrite<'_>>| {
+    let refuse_at = |slotted: bool, cfg: DeviceRouterConfig, bias: bool, capture: Option<DeviceRingWrite<'_>>| {
         let bias = bias.then(|| buffer(&gpu, &vec![0.0; cfg.num_experts]));
         let logits = floats(&arena, &vec![0.0; cfg.num_experts], cfg.num_experts);
-        select(&arena, logits, &cfg, bias.as_ref(), capture, None, marks.address()).unwrap_err().to_string()
+        let slots = slotted.then_some(Address::NULL);
+        select(&arena, logits, &cfg, bias.as_ref(), slots, capture, None, marks.address()).unwrap_err().to_string()
     };
+    let refuse = |cfg, bias, capture| refuse_at(true, cfg, bias, capture);
     let grouped = |n_group, topk_group, top_k| DeviceRouterConfig {
         scoring: Scoring::Sigmoid { n_group, topk_group },
         ..softmax(top_k, 12, true)
@@ -362,8 +380,9 @@ fn what_does_not_fit_is_refused() {
     assert!(refuse(grouped(4, 5, 1), false, None).contains("number of chosen groups 4"));
     assert!(refuse(grouped(4, 1, 4), false, None).contains("top_k 3 is not below 3"));
     let ring = DeviceRing::new(&gpu, 4, 2, 2, false).unwrap();
-    let write = |moe_layer| DeviceRingWrite { ring: &ring, moe_layer, slots: Address::NULL };
+    let write = |moe_layer| DeviceRingWrite { ring: &ring, moe_layer };
     assert!(refuse(softmax(2, 4, true), false, Some(write(2))).contains("MoE layer 2 is not below 2"));
     assert!(refuse(softmax(2, 300, true), false, Some(write(0))).contains("largest expert id 299"));
     assert!(refuse(softmax(3, 4, true), false, Some(write(0))).contains("ring is [2], expected [3]"));
+    assert!(refuse_at(false, softmax(2, 4, true), false, Some(write(0))).contains("slots of the ring's rows"));
 }

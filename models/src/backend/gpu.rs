@@ -205,11 +205,13 @@ impl Backend for GpuBackend {
         routing: &RouterConfig,
         moe_layer: usize,
     ) -> Result<GpuRouting> {
-        let capture = step.ring.map(|ring| DeviceRingWrite { ring, moe_layer, slots: step.slots });
+        let capture = step.ring.map(|ring| DeviceRingWrite { ring, moe_layer });
         let moe_layers = step.moe_layers;
         let replay = step.replay.map(|[row_of, ids]| DeviceReplay { row_of, ids, moe_layers, moe_layer });
         let config = DeviceRouterConfig::from(*routing);
-        let chosen = gpu::route(&self.arena, x, router, &config, capture, replay, step.marks.address())?;
+        // Also where nothing is captured: rows that pad a recorded step are to choose no expert.
+        let slots = Some(step.slots);
+        let chosen = gpu::route(&self.arena, x, router, &config, slots, capture, replay, step.marks.address())?;
         Ok(GpuRouting { chosen, top_k: routing.top_k })
     }
 

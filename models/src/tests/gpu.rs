@@ -1,6 +1,7 @@
 //! The network on a GPU, which is emulated: as on the CPU, and the same bits whatever the schedule.
 
 use std::collections::HashSet;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
@@ -135,6 +136,46 @@ fn logits_come_in_the_order_wanted() {
         assert_eq!(logits([0, 1]), first);
     }
     assert_eq!(decoder.recorded(), 1);
+}
+
+/// Seventeen sequences are a recorded step of twenty-four rows, seven of which choose no expert: each gives the bits that
+/// it gives alone.
+#[test]
+fn rows_that_pad_a_recording_change_nothing() {
+    let Some(gpu) = gpu(8) else { return };
+    let folder = written(&Synthetic::new("qwen3_moe"), Layout::EachExpert);
+    let decoder = open(folder.path()).load_on(Some(&gpu), DtypeChoice::BFloat16, false).unwrap();
+    let (tokens, tables) = (ids(17 + 3), Vec::from_iter((0..17).map(|block| [block])));
+    let steps = |rows: Range<usize>| -> Vec<Vec<Vec<f32>>> {
+        let decoder = decoder.clone();
+        let mut kv = decoder.new_kv(17, 4).unwrap();
+        let mut step = |position: usize| {
+            let seqs = rows.clone().enumerate().map(|(at, row)| SeqSpan {
+                rows: at..at + 1,
+                first_position: position as u32,
+                block_table: &tables[row],
+            });
+            let slots: Vec<u32> = rows.clone().map(|row| (4 * row + position) as u32).collect();
+            let input = StepInput {
+                token_ids: &tokens[position..][rows.clone()],
+                positions: &vec![position as u32; rows.len()],
+                slot_mapping: &slots,
+                seqs: &Vec::from_iter(seqs),
+                logit_rows: &Vec::from_iter(0..rows.len() as u32),
+                replay: None,
+                awaited: None,
+            };
+            decoder.forward(&input, &mut kv, None).unwrap().logits.to_vec2::<f32>().unwrap()
+        };
+        let logits = (0..3).map(&mut step).collect();
+        assert_eq!(decoder.recorded(), 1);
+        logits
+    };
+    let all = steps(0..17);
+    for row in [0, 8, 16] {
+        let alone = steps(row..row + 1);
+        assert!(alone.iter().zip(&all).all(|(alone, all)| alone[0] == all[row]), "row {row}");
+    }
 }
 
 /// Tokens of hidden rows are those of their logits; several may be of one row, or be given.
