@@ -1,7 +1,9 @@
 //! The choice of a layer's experts.
 
 use moetrail_kernels::RouterConfig;
-use moetrail_kernels::gpu::{DeviceBuffer, DeviceRing, DeviceRingWrite, DeviceRouter, DeviceRouterConfig, route};
+use moetrail_kernels::gpu::{
+    DeviceBuffer, DeviceRing, DeviceRingWrite, DeviceRouter, DeviceRouterConfig, RoutedRows, route,
+};
 
 use crate::bench::{Bench, Result, Work, view};
 use crate::sizes::Sizes;
@@ -22,7 +24,8 @@ impl Bench {
                 let write = DeviceRingWrite { ring: &ring, moe_layer: i % layers };
                 let write = capture.then_some(write);
                 let slots = Some(order.address());
-                route(&self.arena, &x, &router, &cfg, slots, write, None, marks.address()).map(drop)
+                let rows = RoutedRows { slots, capture: write, replay: None, marks: marks.address() };
+                route(&self.arena, &x, &router, &cfg, &rows).map(drop)
             };
             let (without, with) = (self.time(|i| call(false, i))?, self.time(|i| call(true, i))?);
             let work = Work { bytes: 0.0, flops: (2 * n * hidden * experts) as f64 };

@@ -49,7 +49,7 @@ pub use qkv::{DeviceQkNorm, DeviceRope, qkv_rope_store};
 pub use readback::PendingWords;
 pub use ring::DeviceRing;
 pub use router::{
-    DeviceReplay, DeviceRingWrite, DeviceRouter, DeviceRouterConfig, DeviceRouting, Scoring, route, select,
+    DeviceReplay, DeviceRingWrite, DeviceRouter, DeviceRouterConfig, DeviceRouting, RoutedRows, Scoring, route, select,
 };
 pub use rows::{DeviceRows, ROW_PAD};
 pub use sample::{DeviceSamples, SampleBatch, SampleParams, SampledToken, TokenLogprob, sample, sample_with_limits};

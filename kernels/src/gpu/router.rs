@@ -142,6 +142,29 @@ pub struct DeviceReplay {
     pub moe_layer: usize,
 }
 
+/// What goes with the rows of a call.
+#[derive(Clone, Copy, Debug)]
+pub struct RoutedRows<'a> {
+    /// Slot of each row, u32 `[n]` on the device; one that the ring does not have is not written. A row whose slot is
+    /// `u32::MAX` pads the batch: it chooses no expert, with weights of zero, so that no weights are read for it, and marks
+    /// nothing. Without slots no row does, and nothing can be captured.
+    pub slots: Option<Address>,
+    /// Where the choices go.
+    pub capture: Option<DeviceRingWrite<'a>>,
+    /// Choices that are given.
+    pub replay: Option<DeviceReplay>,
+    /// U32 `[2, n]` on the device: row 0 becomes 1 where a logit is NaN, and 1 is added to row 1 where the given set is not
+    /// the one that the row would have chosen.
+    pub marks: Address,
+}
+
+impl RoutedRows<'_> {
+    /// Rows that choose freely, and leave nothing but marks.
+    pub fn free(marks: Address) -> Self {
+        Self { slots: None, capture: None, replay: None, marks }
+    }
+}
+
 /// The chosen experts of a batch.
 #[derive(Debug)]
 pub struct DeviceRouting {
@@ -186,73 +209,50 @@ struct Logits {
 /// Logits are f32. The order is descending by score, ties lower id first; NaN comes last, below -inf; ids are distinct.
 /// Capturing changes no bit of the result. A replayed row keeps the given ids in the given order, in the result and in the
 /// ring; their weights are gathered from the live logits as those of chosen ids are.
-///
-/// `marks` is u32 `[2, n]` on the device: row 0 becomes 1 where a logit is NaN, and 1 is added to row 1 where the given set
-/// is not the one that the row would have chosen.
-///
-/// `slots` is u32 `[n]` on the device, the slot of each row; one that the ring does not have is not written. A row whose
-/// slot is `u32::MAX` pads the batch: it chooses no expert, with weights of zero, so that no weights are read for it, and
-/// marks nothing. Without slots no row does, and nothing can be captured.
-#[allow(clippy::too_many_arguments)]
 pub fn route(
     arena: &Arena,
     x: &DeviceRows,
     router: &DeviceRouter,
     cfg: &DeviceRouterConfig,
-    slots: Option<Address>,
-    capture: Option<DeviceRingWrite<'_>>,
-    replay: Option<DeviceReplay>,
-    marks: Address,
+    rows: &RoutedRows<'_>,
 ) -> Result<DeviceRouting, KernelError> {
     check_shape(OP, "gate", &[router.num_experts()], &[cfg.num_experts])?;
     check_shape(OP, "x", &[x.width()], &[router.hidden()])?;
     // Refused before anything is launched.
-    check(cfg, router.bias.is_some(), slots, capture, replay)?;
+    check(cfg, router.bias.is_some(), rows)?;
     let logits = logits(arena, x, router)?;
-    let bias = router.bias.as_ref().map(|bias| bias.address());
-    choose(arena, logits, x.len(), cfg, bias, slots, capture, replay, marks)
+    choose(arena, logits, x.len(), cfg, router.bias.as_deref(), rows)
 }
 
 /// As [`route`], for given logits f32 `[n, num_experts]`; `bias` is f32 `[num_experts]`.
-#[allow(clippy::too_many_arguments)]
 pub fn select(
     arena: &Arena,
     logits: DeviceRows,
     cfg: &DeviceRouterConfig,
     bias: Option<&DeviceBuffer>,
-    slots: Option<Address>,
-    capture: Option<DeviceRingWrite<'_>>,
-    replay: Option<DeviceReplay>,
-    marks: Address,
+    rows: &RoutedRows<'_>,
 ) -> Result<DeviceRouting, KernelError> {
     check_shape(OP, "logits", &[logits.width(), logits.ld()], &[cfg.num_experts; 2])?;
     if let Some(bias) = bias {
         check_shape(OP, "bias", &[bias.bytes() / 4], &[cfg.num_experts])?;
     }
-    check(cfg, bias.is_some(), slots, capture, replay)?;
+    check(cfg, bias.is_some(), rows)?;
     let n = logits.len();
-    let logits = Logits { parts: logits, count: 1 };
-    choose(arena, logits, n, cfg, bias.map(DeviceBuffer::address), slots, capture, replay, marks)
+    choose(arena, Logits { parts: logits, count: 1 }, n, cfg, bias, rows)
 }
 
-fn check(
-    cfg: &DeviceRouterConfig,
-    biased: bool,
-    slots: Option<Address>,
-    capture: Option<DeviceRingWrite<'_>>,
-    replay: Option<DeviceReplay>,
-) -> Result<(), KernelError> {
+fn check(cfg: &DeviceRouterConfig, biased: bool, rows: &RoutedRows<'_>) -> Result<(), KernelError> {
     cfg.check()?;
     if biased && cfg.scoring == Scoring::Softmax {
         return Err(KernelError::Shape { op: OP, what: "bias", got: vec![cfg.num_experts], expected: vec![] });
     }
-    if let Some(DeviceRingWrite { ring, moe_layer, .. }) = capture {
+    if let Some(DeviceRingWrite { ring, moe_layer }) = rows.capture {
         check_index(OP, "MoE layer", moe_layer, ring.moe_layers())?;
         check_index(OP, "largest expert id", cfg.num_experts - 1, if ring.is_wide() { 1 << 16 } else { 1 << 8 })?;
         check_shape(OP, "ring", &[ring.top_k()], &[cfg.top_k])?;
-        check_shape(OP, "slots of the ring's rows", &[usize::from(slots.is_some())], &[1])?;
+        check_shape(OP, "slots of the ring's rows", &[usize::from(rows.slots.is_some())], &[1])?;
     }
-    if let Some(replay) = replay {
+    if let Some(replay) = rows.replay {
         check_index(OP, "replayed MoE layer", replay.moe_layer, replay.moe_layers)?;
     }
     Ok(())
@@ -302,18 +302,15 @@ fn logits(arena: &Arena, x: &DeviceRows, router: &DeviceRouter) -> Result<Logits
 }
 
 /// Launches the choice; the operands were checked.
-#[allow(clippy::too_many_arguments)]
 fn choose(
     arena: &Arena,
     logits: Logits,
     n: usize,
     cfg: &DeviceRouterConfig,
-    bias: Option<Address>,
-    slots: Option<Address>,
-    capture: Option<DeviceRingWrite<'_>>,
-    replay: Option<DeviceReplay>,
-    marks: Address,
+    bias: Option<&DeviceBuffer>,
+    rows: &RoutedRows<'_>,
 ) -> Result<DeviceRouting, KernelError> {
+    let RoutedRows { slots, capture, replay, marks } = *rows;
     let topk_ids = arena.take(n * cfg.top_k * 4)?;
     let topk_weights = arena.take(n * cfg.top_k * 4)?;
     let Logits { parts, count } = logits;
@@ -341,7 +338,7 @@ fn choose(
         int(cfg.num_experts).into(),
         int(cfg.top_k).into(),
         flags.into(),
-        bias.unwrap_or(Address::NULL).into(),
+        bias.map_or(Address::NULL, DeviceBuffer::address).into(),
         int(n_group).into(),
         int(topk_group).into(),
         cfg.routed_scaling_factor.into(),

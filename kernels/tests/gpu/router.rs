@@ -1,6 +1,6 @@
 use moetrail_kernels::gpu::{
     Address, Arena, DeviceBuffer, DeviceReplay, DeviceRing, DeviceRingWrite, DeviceRouter, DeviceRouterConfig,
-    DeviceRouting, Gpu, Scoring, route, select,
+    DeviceRouting, Gpu, RoutedRows, Scoring, route, select,
 };
 use moetrail_kernels::{RouterConfig, WeightDtype, WeightView, reference};
 use proptest::prelude::*;
@@ -49,7 +49,7 @@ fn choose(gpu: &Gpu, logits: &[f32], cfg: &DeviceRouterConfig, bias: Option<&[f3
     let marks = no_marks(gpu, n);
     let bias = bias.map(|bias| buffer(gpu, bias));
     let logits = floats(&arena, logits, cfg.num_experts);
-    let routing = select(&arena, logits, cfg, bias.as_ref(), None, None, None, marks.address()).unwrap();
+    let routing = select(&arena, logits, cfg, bias.as_ref(), &RoutedRows::free(marks.address())).unwrap();
     Chosen::read(gpu, &routing, n, cfg.top_k, &marks)
 }
 
@@ -162,7 +162,8 @@ proptest! {
         let marks = DeviceBuffer::of(&gpu, &old).unwrap();
         let rows = floats(&arena, &logits, experts);
         let capture = (toss.below(4) > 0).then_some(capture);
-        let routing = select(&arena, rows, &cfg, None, slots_at, capture, Some(replay), marks.address()).unwrap();
+        let routed = RoutedRows { slots: slots_at, capture, replay: Some(replay), marks: marks.address() };
+        let routing = select(&arena, rows, &cfg, None, &routed).unwrap();
         let got = Chosen::read(&gpu, &routing, n, top_k, &marks);
         let free = choose(&gpu, &logits, &cfg, None);
 
@@ -235,7 +236,7 @@ proptest! {
         let run = |router: &DeviceRouter, rows: std::ops::Range<usize>| {
             let marks = no_marks(&gpu, rows.len());
             let operand = operand_of(&arena, &x[rows.start * hidden..rows.end * hidden], hidden, dtype);
-            let routing = route(&arena, &operand, router, &cfg, None, None, None, marks.address()).unwrap();
+            let routing = route(&arena, &operand, router, &cfg, &RoutedRows::free(marks.address())).unwrap();
             let logits = routing.logits.to_host(0, rows.len()).unwrap();
             (Chosen::read(&gpu, &routing, rows.len(), cfg.top_k, &marks), logits)
         };
@@ -283,7 +284,7 @@ fn large_shapes_agree() {
         let router = DeviceRouter::new(&gpu, view, None).unwrap();
         let (cfg, marks) = (softmax(top_k, experts, true), no_marks(&gpu, 2));
         let operand = operand_of(&arena, &x, hidden, WeightDtype::BF16);
-        let routing = route(&arena, &operand, &router, &cfg, None, None, None, marks.address()).unwrap();
+        let routing = route(&arena, &operand, &router, &cfg, &RoutedRows::free(marks.address())).unwrap();
         let (got, logits) = (Chosen::read(&gpu, &routing, 2, top_k, &marks), routing.logits.to_host(0, 2).unwrap());
         for row in 0..2 {
             let exact: Vec<f32> = weights
@@ -318,7 +319,8 @@ fn a_recorded_route_reads_everything_that_varies() {
     let capture = DeviceRingWrite { ring: &ring, moe_layer: 0 };
     let slots_at = Some(slots.address());
     let replay = DeviceReplay { row_of: row_of.address(), ids: given.address(), moe_layers: 1, moe_layer: 0 };
-    let routing = route(&arena, &x, &router, &cfg, slots_at, Some(capture), Some(replay), marks.address()).unwrap();
+    let routed = RoutedRows { slots: slots_at, capture: Some(capture), replay: Some(replay), marks: marks.address() };
+    let routing = route(&arena, &x, &router, &cfg, &routed).unwrap();
     let graph = gpu.driver().end_graph().unwrap();
     for rows in 1..=n {
         let values = toss.values(rows * hidden);
@@ -365,7 +367,8 @@ fn what_does_not_fit_is_refused() {
         let bias = bias.then(|| buffer(&gpu, &vec![0.0; cfg.num_experts]));
         let logits = floats(&arena, &vec![0.0; cfg.num_experts], cfg.num_experts);
         let slots = slotted.then_some(Address::NULL);
-        select(&arena, logits, &cfg, bias.as_ref(), slots, capture, None, marks.address()).unwrap_err().to_string()
+        let routed = RoutedRows { slots, capture, replay: None, marks: marks.address() };
+        select(&arena, logits, &cfg, bias.as_ref(), &routed).unwrap_err().to_string()
     };
     let refuse = |cfg, bias, capture| refuse_at(true, cfg, bias, capture);
     let grouped = |n_group, topk_group, top_k| DeviceRouterConfig {

@@ -3,7 +3,7 @@ use std::sync::{Arc, Mutex};
 use moetrail_kernels::gpu::{
     self, Arena, AttentionPlan, DeviceBuffer, DeviceExperts, DeviceExpertsBuilder, DeviceKv, DeviceMatrix,
     DeviceMatrixBuilder, DeviceQkNorm, DeviceReplay, DeviceRing, DeviceRingWrite, DeviceRope, DeviceRouter,
-    DeviceRouterConfig, DeviceRouting, DeviceRows, Gpu, Upload,
+    DeviceRouterConfig, DeviceRouting, DeviceRows, Gpu, RoutedRows, Upload,
 };
 use moetrail_kernels::{
     ExpertMatrix, QkNorm, RopeTable, RouterConfig, WeightDtype, WeightFormat, WeightRows, WeightView,
@@ -210,8 +210,8 @@ impl Backend for GpuBackend {
         let replay = step.replay.map(|[row_of, ids]| DeviceReplay { row_of, ids, moe_layers, moe_layer });
         let config = DeviceRouterConfig::from(*routing);
         // Also where nothing is captured: rows that pad a recorded step are to choose no expert.
-        let slots = Some(step.slots);
-        let chosen = gpu::route(&self.arena, x, router, &config, slots, capture, replay, step.marks.address())?;
+        let rows = RoutedRows { slots: Some(step.slots), capture, replay, marks: step.marks.address() };
+        let chosen = gpu::route(&self.arena, x, router, &config, &rows)?;
         Ok(GpuRouting { chosen, top_k: routing.top_k })
     }
 
