@@ -164,14 +164,25 @@ impl EngineThread {
     /// Fails a request as a whole; others go on.
     pub(crate) fn fail(&mut self, key: RequestKey, error: RequestError) {
         let Some(live) = self.live.remove(&key) else { return };
-        for seq in &live.seqs {
-            self.scheduler.remove(*seq);
-            self.choices.remove(seq);
-            self.closing.retain(|closing| closing.seq != *seq);
+        for seq in live.seqs {
+            self.release(seq);
+            self.choices.remove(&seq);
+            self.closing.retain(|closing| closing.seq != seq);
         }
         self.shared.live.fetch_sub(1, Ordering::AcqRel);
         // A client that is gone does not need to know.
         let _ = live.events.send(Event::Failed(error));
+    }
+
+    /// Ends a sequence. A step on its way may still write its blocks: they are kept until it has landed.
+    pub(crate) fn release(&mut self, seq: SeqId) {
+        match self.flight.as_mut().filter(|flight| flight.writes(seq)) {
+            Some(flight) => {
+                self.scheduler.retire(seq);
+                flight.leaving.push(seq);
+            }
+            None => _ = self.scheduler.remove(seq),
+        }
     }
 
     pub(crate) fn fail_all(&mut self, message: &str) {

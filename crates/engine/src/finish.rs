@@ -145,8 +145,8 @@ impl EngineThread {
     fn close(&mut self, mut closing: Closing) {
         self.drain_rest(&mut closing);
         let Closing { seq, choice: Choice { rows, index, recomputed, .. }, key, ending, forwarded, upto } = closing;
+        self.release(seq);
         let Some(live) = self.live.get_mut(&key) else { return };
-        self.scheduler.remove(seq);
         let recomputed = rows.as_ref().filter(|_| recomputed).map(|rows| weight_versions(rows, upto));
         // What deltas carried before is counted now: a client that goes away in between has not got its rows.
         let num_rows = rows.as_ref().map_or(0, |rows| upto.saturating_sub(rows.span().start));

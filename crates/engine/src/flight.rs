@@ -5,7 +5,7 @@ use moetrail_kernels::gpu::SampledToken;
 use moetrail_models::{
     Awaited, Hidden, HiddenOutput, Marks, ModelError, PendingReport, PendingTokens, Replay, StepInput,
 };
-use moetrail_sched::{Batch, Scheduled};
+use moetrail_sched::{Batch, Scheduled, SeqId};
 
 use crate::engine::EngineThread;
 use crate::finish::DRAIN_SLICE;
@@ -16,6 +16,8 @@ pub(crate) struct Flight {
     pub(crate) batch: Batch,
     pub(crate) wanted: LogitRows,
     pub(crate) issued: Result<Issued, String>,
+    /// Sequences that have ended since it was issued.
+    pub(crate) leaving: Vec<SeqId>,
 }
 
 /// What was issued.
@@ -40,6 +42,11 @@ impl Flight {
     pub(crate) fn can_be_followed(&self) -> bool {
         self.wanted.is_on_device() && self.batch.num_short == 0 && self.issued.is_ok()
     }
+
+    /// Whether it has rows of a sequence.
+    pub(crate) fn writes(&self, seq: SeqId) -> bool {
+        self.batch.scheduled.iter().any(|scheduled| scheduled.seq == seq)
+    }
 }
 
 impl Issued {
@@ -56,7 +63,7 @@ impl EngineThread {
     pub(crate) fn issue(&mut self, batch: Batch, before: Option<&Flight>) -> Flight {
         let wanted = self.logit_rows(&batch);
         let issued = self.forward(&batch, &wanted, before);
-        Flight { batch, wanted, issued }
+        Flight { batch, wanted, issued, leaving: Vec::new() }
     }
 
     /// Issues the layers, and what the device samples.

@@ -36,8 +36,7 @@ impl EngineThread {
 
     /// Plans and issues the step behind one that is on its way, if what that samples can stay on the device till then.
     ///
-    /// Whatever a sequence that ends meanwhile computes in it is dropped. Its blocks may be given away before: what writes
-    /// them next is issued behind it.
+    /// Whatever a sequence that ends meanwhile computes in it is dropped.
     fn launch_ahead(&mut self, before: &Flight) -> Option<Flight> {
         let samples = self.decoder.max_sampled_logprobs().is_some();
         // What counts selections reads the rows of every step as it lands.
@@ -90,8 +89,12 @@ impl EngineThread {
 
     /// Waits for a step and hands out what it led to.
     fn land(&mut self, flight: Flight) {
-        let Flight { batch, wanted, issued } = flight;
-        match issued.and_then(|issued| issued.land()) {
+        let Flight { batch, wanted, issued, leaving } = flight;
+        let landed = issued.and_then(|issued| issued.land());
+        for seq in leaving {
+            self.scheduler.remove(seq);
+        }
+        match landed {
             Ok(output) => {
                 self.scheduler.commit(&batch);
                 self.count(&batch, &output.marks.changed_cells);
