@@ -111,6 +111,10 @@ impl Checkpoint {
         self
     }
 
+    pub(crate) fn shards(&self) -> &Shards {
+        &self.shards
+    }
+
     /// What was asked for: a folder or a hub id.
     pub fn name(&self) -> &str {
         &self.name

@@ -36,6 +36,8 @@ pub enum Command {
     Bench(Box<BenchArgs>),
     /// Check this machine: processor, memory, the bundled model, capture.
     Doctor(DoctorArgs),
+    /// Say what a checkpoint is and what serving it takes, from its files alone.
+    Inspect(InspectArgs),
 }
 
 /// Which model, and how it is loaded.
@@ -297,6 +299,19 @@ pub struct BenchArgs {
 pub struct DoctorArgs {
     #[command(flatten)]
     pub model: ModelArgs,
+}
+
+/// `inspect`.
+#[derive(Debug, ClapArgs)]
+pub struct InspectArgs {
+    /// A checkpoint folder, hub id or GGUF file; the bundled toy model if absent.
+    pub model: Option<String>,
+    /// Branch, tag or commit of a hub id.
+    #[arg(long)]
+    pub revision: Option<String>,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[cfg(test)]

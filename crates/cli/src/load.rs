@@ -56,7 +56,14 @@ pub fn open(args: &ModelArgs) -> Result<Checkpoint> {
     Ok(match &args.model {
         Some(model) if args.load_format == "dummy" => Checkpoint::open_dummy(Path::new(model), model)?,
         None if args.load_format == "dummy" => bail!("--load-format dummy needs a folder with a config.json"),
-        Some(model) => Checkpoint::open(model, args.revision.as_deref())?,
+        model => open_stored(model.as_deref(), args.revision.as_deref())?,
+    })
+}
+
+/// Opens the checkpoint of that name, or the bundled one.
+pub fn open_stored(model: Option<&str>, revision: Option<&str>) -> Result<Checkpoint> {
+    Ok(match model {
+        Some(model) => Checkpoint::open(model, revision)?,
         None => Checkpoint::open_folder(&bundled::folder()?, BUNDLED_NAME)?,
     })
 }

@@ -4,6 +4,7 @@ mod args;
 mod bench;
 mod bundled;
 mod doctor;
+mod inspect;
 mod load;
 mod memory;
 mod probe;
@@ -35,6 +36,7 @@ fn main() -> std::process::ExitCode {
         Command::Routes(command) => routes::routes(&command),
         Command::Bench(args) => bench::bench(&args),
         Command::Doctor(args) => doctor::doctor(&args),
+        Command::Inspect(args) => inspect::inspect(&args),
     };
     match result {
         Ok(()) => std::process::ExitCode::SUCCESS,
