@@ -35,6 +35,8 @@ class Rig:
     def __init__(self, part, dry, file):
         self.part, self.dry, self.file = part, dry, Path(file)
         self.device = "cpu" if dry else "cuda"
+        # Where moetrail computes. A dry run of the CUDA build, under a stand-in for the driver's library, names cuda.
+        self.served = os.environ.get("MOETRAIL_DRY_DEVICE", "cpu") if dry else "cuda"
         self.found = dict(checks=[])
         self.lock = threading.Lock()
 
@@ -83,7 +85,7 @@ class Rig:
     def serve(self, model, *flags, device=None, dtype="bfloat16", blocks=None, deterministic=True):
         """A server, which gives a request the same bits in any company. Its pool has a size of its own, so that several
         share a GPU's memory."""
-        device = device or self.device
+        device = device or self.served
         words = [self.binary("moetrail"), "serve", model, "--device", device, "--dtype", dtype, "--port", 0,
                  "--num-gpu-blocks-override", blocks or self.size(256, 2048), *flags]
         if deterministic:

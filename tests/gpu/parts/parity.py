@@ -46,7 +46,7 @@ def compare(rig, name, folder, missing):
     chunks = ("--max-num-batched-tokens", 512)
     with contextlib.ExitStack() as stack:
         start = lambda device, dtype: stack.enter_context(rig.serve(folder, *chunks, device=device, dtype=dtype, deterministic=False))
-        gpu, cpu, half = start(rig.device, "float32"), start("cpu", "float32"), start(rig.device, "bfloat16")
+        gpu, cpu, half = start(rig.served, "float32"), start("cpu", "float32"), start(rig.served, "bfloat16")
         texts = [prompt + gpu.generate(rigs.ask(prompt, NEW))["choices"][0]["token_ids"] for prompt in prompts]
         scores = {key: [server.score(ids)[:2] for ids in texts] for key, server in (("gpu", gpu), ("cpu", cpu), ("bf16", half))}
     if missing is None:
