@@ -69,7 +69,7 @@ impl EngineThread {
     /// Issues the layers, and what the device samples.
     fn forward(&mut self, batch: &Batch, wanted: &LogitRows, before: Option<&Flight>) -> Result<Issued, String> {
         let given = self.given_routing(batch);
-        let sources = sources(batch, before);
+        let sources = sources(batch, before)?;
         let samples = before.and_then(|before| before.issued.as_ref().ok()).map(|issued| &issued.tokens);
         let span = |scheduled: &Scheduled| SeqSpan {
             rows: scheduled.rows.clone(),
@@ -140,15 +140,13 @@ impl EngineThread {
 }
 
 /// For each row the index of its token among those that the step before samples; `None` if no row awaits one.
-fn sources(batch: &Batch, before: Option<&Flight>) -> Option<Vec<u32>> {
-    let next = &before?.wanted.device.next;
-    let awaiting = batch.scheduled.iter().filter(|scheduled| scheduled.awaits);
-    let found = awaiting.filter_map(|scheduled| Some((scheduled.rows.end - 1, *next.get(&scheduled.seq)?)));
-    let mut sources = vec![Awaited::KNOWN; batch.num_tokens()];
-    let mut any = false;
-    for (row, source) in found {
-        sources[row] = source as u32;
-        any = true;
+fn sources(batch: &Batch, before: Option<&Flight>) -> Result<Option<Vec<u32>>, String> {
+    let mut sources = None;
+    for scheduled in batch.scheduled.iter().filter(|scheduled| scheduled.awaits) {
+        let source = before.and_then(|before| before.wanted.device.next.get(&scheduled.seq));
+        let source = source.ok_or_else(|| format!("nobody samples the token of {:?}", scheduled.seq))?;
+        let sources = sources.get_or_insert_with(|| vec![Awaited::KNOWN; batch.num_tokens()]);
+        sources[scheduled.rows.end - 1] = *source as u32;
     }
-    any.then_some(sources)
+    Ok(sources)
 }
