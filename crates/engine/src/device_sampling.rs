@@ -1,14 +1,11 @@
 //! What a device samples by itself, so that no logits cross to the host.
 
-use std::sync::Arc;
-
 use moetrail_kernels::gpu::{SampleParams, SampledToken};
 use moetrail_models::{Hidden, ModelError};
 use moetrail_sched::SeqId;
 
 use crate::engine::{EngineThread, Live};
 use crate::hand_out::{Sampled, picked};
-use crate::info::EngineInfo;
 use crate::request::TokenLogprobs;
 use crate::sampler;
 use crate::sampling::SamplingParams;
@@ -16,7 +13,7 @@ use crate::token_counts::penalises;
 
 /// How a device that lists up to `most` alternatives samples output token `num_output`; `None` if it cannot, as logits
 /// have to be changed first, or more are to be listed. That depends on the request alone, never on the batch.
-fn device_params(
+pub(crate) fn device_params(
     params: &SamplingParams,
     num_output: usize,
     eos: &[u32],
@@ -37,21 +34,6 @@ fn device_params(
         given: None,
     };
     Some(if how.is_greedy() { how } else { SampleParams { uniform: uniform(), ..how } })
-}
-
-/// What a device can sample.
-pub(crate) struct DeviceSampler {
-    /// Alternatives that it lists at most; `None` where nothing is sampled on one.
-    most: Option<usize>,
-    info: Arc<EngineInfo>,
-}
-
-impl DeviceSampler {
-    /// Whether it can sample output token `num_output` of a request.
-    pub(crate) fn can_sample(&self, params: &SamplingParams, num_output: usize) -> bool {
-        let how = |most| device_params(params, num_output, &self.info.eos_token_ids, most, || 0.0);
-        self.most.and_then(how).is_some()
-    }
 }
 
 /// How a token that is there already is scored.
@@ -85,11 +67,6 @@ impl EngineThread {
             device_params(params, num_output, &self.info.eos_token_ids, most, uniform)
         };
         choices.map(token).collect()
-    }
-
-    /// What can be sampled on the device.
-    pub(crate) fn device_sampler(&self) -> DeviceSampler {
-        DeviceSampler { most: self.decoder.max_sampled_logprobs(), info: self.info.clone() }
     }
 
     /// Whether the device gives log-probabilities with so many alternatives.

@@ -67,7 +67,7 @@ impl EngineThread {
             return self.close(closing);
         }
         if self.bytes_missing(&closing) <= DRAIN_SLICE {
-            self.drain_rest(&mut closing);
+            self.drain_closing(&mut closing, usize::MAX);
             if !self.waits(&closing) {
                 return self.close(closing);
             }
@@ -80,43 +80,35 @@ impl EngineThread {
         self.flight.is_some() && closing.choice.rows.as_ref().is_some_and(|rows| !rows.has_landed())
     }
 
-    /// Drains the last rows, while the blocks are there.
-    fn drain_rest(&self, closing: &mut Closing) {
+    /// Drains rows that are still missing, while the blocks are there: a row at least, and `budget` bytes at most. Returns
+    /// what is left of the budget; `None` if rows are.
+    fn drain_closing(&self, closing: &mut Closing, budget: usize) -> Option<usize> {
         // Rows for a client that is gone would be copied for nothing.
-        let gone = self.live.get(&closing.key).is_none_or(|live| live.events.is_closed());
-        closing.choice.rows = closing.choice.rows.take().filter(|_| !gone);
-        if let (Some(rows), Some(sequence)) = (&mut closing.choice.rows, self.scheduler.get(closing.seq)) {
-            let upto = closing.upto.min(sequence.num_computed_tokens());
-            self.capture.drain(sequence, self.scheduler.pool(), rows, upto);
+        if self.live.get(&closing.key).is_none_or(|live| live.events.is_closed()) {
+            closing.choice.rows = None;
         }
+        let known = closing.choice.rows.as_mut().zip(self.scheduler.get(closing.seq));
+        let Some((rows, sequence)) = known else { return Some(budget) };
+        let slice = (budget / rows.row_bytes()).max(1);
+        let upto = closing.upto.min(sequence.num_computed_tokens());
+        let missing = rows.num_missing(upto);
+        let end = rows.span().end.saturating_add(slice);
+        self.capture.drain(sequence, self.scheduler.pool(), rows, upto.min(end));
+        (missing <= slice).then(|| budget.saturating_sub(missing * rows.row_bytes()))
     }
 
     /// Brings a slice of the rows that are still missing to the host: first of choices that have ended, then of those
     /// that run.
     pub(crate) fn drain_slice(&mut self, running: &[SeqId]) {
-        let mut budget = DRAIN_SLICE;
-        let mut at = 0;
-        while let Some(closing) = self.closing.get_mut(at) {
-            let gone = self.live.get(&closing.key).is_none_or(|live| live.events.is_closed());
-            if let (Some(rows), Some(sequence), false) =
-                (&mut closing.choice.rows, self.scheduler.get(closing.seq), gone)
-            {
-                let slice = (budget / rows.row_bytes()).max(1);
-                let upto = closing.upto.min(sequence.num_computed_tokens());
-                let missing = rows.num_missing(upto);
-                self.capture.drain(sequence, self.scheduler.pool(), rows, upto.min(rows.span().end + slice));
-                budget = budget.saturating_sub(missing * rows.row_bytes());
-                if slice < missing {
-                    return;
-                }
+        let mut budget = Some(DRAIN_SLICE);
+        for mut closing in std::mem::take(&mut self.closing) {
+            budget = budget.and_then(|budget| self.drain_closing(&mut closing, budget));
+            match budget.is_none() || self.waits(&closing) {
+                true => self.closing.push(closing),
+                false => self.close(closing),
             }
-            if self.waits(&self.closing[at]) {
-                at += 1;
-                continue;
-            }
-            let closing = self.closing.remove(at);
-            self.close(closing);
         }
+        let Some(mut budget) = budget else { return };
         for seq in running {
             let Some(sequence) = self.scheduler.get(*seq) else { continue };
             let Some(rows) = self.choices.get_mut(seq).and_then(|choice| choice.rows.as_mut()) else { continue };
@@ -143,7 +135,7 @@ impl EngineThread {
 
     /// Drains the last rows while the blocks are there, releases them, and tells the client.
     fn close(&mut self, mut closing: Closing) {
-        self.drain_rest(&mut closing);
+        self.drain_closing(&mut closing, usize::MAX);
         let Closing { seq, choice: Choice { rows, index, recomputed, .. }, key, ending, forwarded, upto } = closing;
         self.release(seq);
         let Some(live) = self.live.get_mut(&key) else { return };

@@ -4,6 +4,7 @@ use moetrail_models::Marks;
 use moetrail_routes::TokenSpan;
 use moetrail_sched::{Batch, RequestKey, SeqId, Sequence};
 
+use crate::device_sampling::device_params;
 use crate::engine::EngineThread;
 use crate::flight::Flight;
 use crate::request::RequestError;
@@ -38,12 +39,12 @@ impl EngineThread {
     ///
     /// Whatever a sequence that ends meanwhile computes in it is dropped.
     fn launch_ahead(&mut self, before: &Flight) -> Option<Flight> {
-        let samples = self.decoder.max_sampled_logprobs().is_some();
+        let most_logprobs = self.decoder.max_sampled_logprobs()?;
         // What counts selections reads the rows of every step as it lands.
-        if !samples || !before.can_be_followed() || self.capture.counts_load() {
+        if !before.can_be_followed() || self.capture.counts_load() {
             return None;
         }
-        let batch = self.planned(Self::schedule_ahead)?;
+        let batch = self.planned(|engine, batch| engine.schedule_ahead(batch, most_logprobs))?;
         self.stats.steps_ahead.inc();
         Some(self.issue(batch, Some(before)))
     }
@@ -77,13 +78,14 @@ impl EngineThread {
     }
 
     /// Plans the step behind the one on its way. A sequence whose next token is its last for sure, or whose token after
-    /// that the device cannot sample, waits.
-    fn schedule_ahead(&mut self, batch: &mut Batch) {
-        let (live, sampler) = (&self.live, self.device_sampler());
+    /// that a device that lists up to `most_logprobs` alternatives cannot sample, waits.
+    fn schedule_ahead(&mut self, batch: &mut Batch, most_logprobs: usize) {
+        let (live, eos) = (&self.live, &self.info.eos_token_ids);
         self.scheduler.schedule_ahead(batch, &mut |sequence: &Sequence| {
             let params = live.get(&sequence.request()).map(|live| &live.request.sampling);
             let num_output = sequence.num_expected_tokens() - sequence.prompt_len();
-            params.is_some_and(|params| num_output < params.max_tokens && sampler.can_sample(params, num_output))
+            let can_sample = |params| device_params(params, num_output, eos, most_logprobs, || 0.0).is_some();
+            params.is_some_and(|params| num_output < params.max_tokens && can_sample(params))
         });
     }
 
