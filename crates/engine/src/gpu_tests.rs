@@ -7,10 +7,11 @@ use moetrail_kernels::gpu::Gpu;
 use moetrail_models::{Checkpoint, DtypeChoice};
 use moetrail_synthetic::{Layout, Synthetic, write_single};
 
-use crate::invariance_tests::{Alone, Met, check, load, runner};
+use crate::invariance_tests::{Alone, Met, check, folder as golden, load, runner};
+use crate::lifecycle_tests::{request, rest};
 use crate::{Engine, EngineConfig, EngineHandle, Event, EventStream, GenerateRequest, SamplingParams, TokenLogprobs};
 
-fn start(gpu: Option<&Gpu>, folder: &Path, config: EngineConfig) -> Engine {
+pub(crate) fn start(gpu: Option<&Gpu>, folder: &Path, config: EngineConfig) -> Engine {
     let checkpoint = Checkpoint::open_folder(folder, "test").expect("the checkpoint opens");
     let decoder = checkpoint.load_on(gpu, DtypeChoice::Auto, false).expect("the checkpoint loads");
     Engine::start(decoder, None, Vec::new(), config).expect("the engine starts")
@@ -57,7 +58,7 @@ fn a_request_gives_the_same_bits_alone_and_in_any_company() {
 #[test]
 fn who_leaves_in_between_leaves_no_trace() {
     let Some(gpu) = moetrail_emulation::gpu(9, 1 << 30) else { return };
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/qwen3_moe-a");
+    let folder = golden("qwen3_moe-a");
     // Blocks of two slots, and few of them: those of one who left are another's in the next step.
     let config = EngineConfig {
         max_num_seqs: 4,
@@ -68,27 +69,10 @@ fn who_leaves_in_between_leaves_no_trace() {
     };
     let engine = start(Some(&gpu), &folder, config);
     let handle = engine.handle();
-    let request = |first: u32| GenerateRequest {
-        prompt: (first..first + 9).collect(),
-        sampling: SamplingParams {
-            max_tokens: 20,
-            temperature: 0.0,
-            ignore_eos: true,
-            detokenize: false,
-            ..SamplingParams::default()
-        },
-        routed_experts_start: Some(0),
-        ..GenerateRequest::default()
-    };
-    let outcome = |mut stream: EventStream| {
-        let (mut tokens, mut rows) = (Vec::new(), None);
-        while let Some(event) = stream.blocking_next() {
-            if let Event::Choice(delta) = event {
-                tokens.extend(delta.token_ids);
-                rows = delta.finish.and_then(|finish| finish.routed_experts).or(rows);
-            }
-        }
-        (tokens, rows.expect("rows were asked for").expect("they are there"))
+    let request = |first: u32| request(&Vec::from_iter(first..first + 9), 20);
+    let outcome = |stream: EventStream| {
+        let (tokens, end) = rest(stream);
+        (tokens, end.routed_experts.expect("rows were asked for").expect("they are there"))
     };
     let alone = outcome(handle.submit(request(5)).expect("the request is valid"));
     for events in 0..6 {
@@ -109,7 +93,7 @@ fn who_leaves_in_between_leaves_no_trace() {
 #[test]
 fn a_prompt_is_scored_as_it_was_sampled() {
     let Some(gpu) = moetrail_emulation::gpu(3, 1 << 30) else { return };
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/qwen3_moe-a");
+    let folder = golden("qwen3_moe-a");
     let config = EngineConfig {
         max_num_seqs: 3,
         max_num_batched_tokens: 7,
@@ -151,7 +135,7 @@ fn a_prompt_is_scored_as_it_was_sampled() {
 #[test]
 fn a_swap_space_that_cannot_be_pinned_is_refused() {
     let Some(gpu) = moetrail_emulation::gpu(0, 1 << 28) else { return };
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/qwen3_moe-a");
+    let folder = golden("qwen3_moe-a");
     let checkpoint = Checkpoint::open_folder(&folder, "test").expect("the checkpoint opens");
     let decoder = checkpoint.load_on(Some(&gpu), DtypeChoice::Auto, false).expect("the checkpoint loads");
     let config = EngineConfig { num_blocks: Some(16), swap_space: 1 << 30, ..EngineConfig::default() };

@@ -23,7 +23,7 @@ use outcome::Outcome;
 use crate::fault::Fault;
 use crate::{Engine, EngineConfig, EngineHandle, EventStream, GenerateRequest};
 
-fn folder(model: &str) -> PathBuf {
+pub(crate) fn folder(model: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(model)
 }
 

@@ -4,7 +4,6 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use moetrail_kernels::gpu::Gpu;
-use moetrail_models::{Checkpoint, DtypeChoice};
 use moetrail_routes::{ExpertRows, TokenSpan};
 use moetrail_synthetic::{Layout, Synthetic};
 use serde_json::json;
@@ -26,13 +25,11 @@ fn start(folder: &Path) -> Engine {
 }
 
 fn start_on(gpu: Option<&Gpu>, folder: &Path) -> Engine {
-    let checkpoint = Checkpoint::open_folder(folder, "synthetic").expect("the checkpoint opens");
-    let decoder = checkpoint.load_on(gpu, DtypeChoice::Auto, false).expect("the checkpoint loads");
     let config = EngineConfig { num_blocks: Some(64), block_size: 4, ..EngineConfig::default() };
-    Engine::start(decoder, None, Vec::new(), config).expect("it starts")
+    crate::gpu_tests::start(gpu, folder, config)
 }
 
-fn request(prompt: &[u32], max_tokens: usize) -> GenerateRequest {
+pub(crate) fn request(prompt: &[u32], max_tokens: usize) -> GenerateRequest {
     GenerateRequest {
         names: vec![format!("{prompt:?}")],
         prompt: prompt.into(),
@@ -49,7 +46,7 @@ fn request(prompt: &[u32], max_tokens: usize) -> GenerateRequest {
 }
 
 /// What is left of a stream.
-fn rest(mut stream: EventStream) -> (Vec<u32>, Finish) {
+pub(crate) fn rest(mut stream: EventStream) -> (Vec<u32>, Finish) {
     let (mut tokens, mut end) = (Vec::new(), None);
     while let Some(event) = stream.blocking_next() {
         match event {
