@@ -1,7 +1,7 @@
 //! `moetrail inspect`: what a checkpoint is, and what serving it takes.
 
 use anyhow::Result;
-use moetrail_kernels::{KvPool, WeightDtype};
+use moetrail_kernels::KvPool;
 use moetrail_models::Checkpoint;
 use moetrail_routes::{ExpertDtype, RowLayout};
 use serde_json::{Value, json};
@@ -26,8 +26,7 @@ fn describe(checkpoint: &Checkpoint) -> Value {
     let dtype = ExpertDtype::for_num_experts(config.num_experts);
     let row = RowLayout { num_layers: layers, top_k, dtype };
     let own = checkpoint.own_dtype();
-    let kv =
-        |dtype: WeightDtype| KvPool::bytes_per_block(layers, 1, config.num_key_value_heads, config.head_dim, dtype);
+    let kv = KvPool::bytes_per_block(layers, 1, config.num_key_value_heads, config.head_dim, own);
     json!({
         "model": checkpoint.name(),
         "architecture": config.architecture,
@@ -53,7 +52,7 @@ fn describe(checkpoint: &Checkpoint) -> Value {
         "max_model_len": config.max_model_len(),
         "eos_token_ids": checkpoint.eos_token_ids(),
         "bytes_per_token": {
-            "kv": kv(own),
+            "kv": kv,
             "ring": moe_layers * top_k * dtype.itemsize(),
             "returned_row": row.row_bytes(),
         },
